@@ -1,0 +1,50 @@
+"""modcut: graph cuts of neural networks. Names load when they are first used, so importing is quick and never fails."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# One row per public name: where it lives. Nothing is imported until a name is asked for.
+_HOME = {
+    "weight_graph": "modcut.graph.trace",
+    "WeightGraph": "modcut.graph.types",
+    "max_flow": "modcut.cuts",
+    "min_cut": "modcut.cuts",
+    "gomory_hu_tree": "modcut.cuts",
+    "CutTree": "modcut.tree",
+    "modularity_loss": "modcut.loss",
+    "ModularityLoss": "modcut.loss",
+    "Partition": "modcut.partition",
+    "find_modules": "modcut.modules",
+    "cut_and_run": "modcut.modules",
+    "cut_and_heal": "modcut.modules",
+    "describe": "modcut.reading",
+    "OpenAIClient": "modcut.reading",
+    "ModuleCards": "modcut.reading",
+    "ablate": "modcut.auditing",
+    "trace": "modcut.auditing",
+    "compare": "modcut.auditing",
+    "report": "modcut.reporting",
+    "organisms": "modcut.organisms",
+    "testing": "modcut.testing",
+    "optim": "modcut.optim",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'modcut' has no attribute {name!r}")
+    module = importlib.import_module(home)
+    value = module if home == f"modcut.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
