@@ -61,7 +61,8 @@ def inputs_of(batch: Batch) -> Tensor:
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
         return batch[0]
     raise TypeError(
-        f"a batch must be a tensor, a tuple (inputs, targets) or a dict of keyword arguments, got {type(batch).__name__}"
+        "a batch must be a tensor, a tuple (inputs, targets) or a dict of keyword arguments, "
+        f"got {type(batch).__name__}"
     )
 
 
@@ -105,9 +106,9 @@ def targets_of(batch: Batch) -> Tensor | None:
 def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Tensor:
     """Return the scalar loss of one batch.
 
-    With ``loss_fn`` it is ``loss_fn(model, batch)``. Otherwise: the model's own ``.loss``; cross-entropy against integer
-    targets; mean squared error against floating targets of the output's shape; next-token cross-entropy where the batch
-    is only tokens [batch, time] and the output is logits [batch, time, vocabulary].
+    With ``loss_fn`` it is ``loss_fn(model, batch)``. Otherwise: the model's own ``.loss``; cross-entropy against
+    integer targets; mean squared error against floating targets of the output's shape; next-token cross-entropy where
+    the batch is only tokens [batch, time] and the output is logits [batch, time, vocabulary].
 
     Raises:
         ValueError: none of these applies.

@@ -40,7 +40,7 @@ class Matrix:
     """One parameter as a linear map from source vertices (columns) to target vertices (rows)."""
 
     name: str
-    """Qualified name of the parameter (with a suffix where one parameter holds several maps, as grouped convolutions)."""
+    """Qualified name of the parameter (with a suffix where it holds several maps, as grouped convolutions do)."""
     weight: Tensor
     """Live view of the parameter, [rows, cols, *kernel]: writing to it changes the model."""
     row_vertex: Tensor
@@ -173,9 +173,9 @@ class WeightGraph:
         for b, c in self.capacities():
             block = sp.coo_array(c.detach().to("cpu", torch.float64).numpy())
             r, k = block.coords[0] + b.rows.offset, block.coords[1] + b.cols.offset
-            rows.append(r), cols.append(k), values.append(block.data)
-            if not b.symmetric:
-                rows.append(k), cols.append(r), values.append(block.data)
+            rows += [r] if b.symmetric else [r, k]
+            cols += [k] if b.symmetric else [k, r]
+            values += [block.data] if b.symmetric else [block.data, block.data]
         if not rows:
             return sp.csr_array((self.n, self.n), dtype=np.float64)
         i, j, x = np.concatenate(rows), np.concatenate(cols), np.concatenate(values)
