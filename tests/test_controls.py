@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modcut.controls import family_permutation, matched_labels, matched_units
+from modcut.controls import matched_permutation, matched_labels, matched_units
 from modcut.graph.types import Space, WeightGraph
 
 
@@ -34,15 +34,16 @@ TRANSFORMER = graph_of(
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31), picks=st.sets(st.integers(0, TRANSFORMER.n - 1), min_size=1))
-def test_a_matched_module_has_the_same_number_of_units_in_every_family(seed: int, picks: set[int]) -> None:
+def test_a_matched_module_has_the_same_number_of_units_in_every_space(seed: int, picks: set[int]) -> None:
     units = torch.tensor(sorted(picks))
     drawn = matched_units(TRANSFORMER, units, torch.Generator().manual_seed(seed))
 
     def profile(ids: torch.Tensor) -> dict[str, int]:
         counts: dict[str, int] = {}
         for v in ids.tolist():
-            family = TRANSFORMER.space_of(v)[0].family
-            counts[family] = counts.get(family, 0) + 1
+            space = TRANSFORMER.space_of(v)[0]
+            key = space.family if space.head else space.name
+            counts[key] = counts.get(key, 0) + 1
         return counts
 
     assert profile(drawn) == profile(units)
@@ -66,7 +67,7 @@ def test_whole_heads_stay_whole_heads_of_the_same_layer(seed: int) -> None:
         assert layers == {head.split(".")[0]}
 
 
-def test_every_unit_of_a_family_is_drawn_equally_often() -> None:
+def test_every_unit_of_a_space_is_drawn_equally_often() -> None:
     generator = torch.Generator().manual_seed(0)
     graph = graph_of(("hidden", 6, "hidden", ""))
     counts = torch.zeros(6)
@@ -77,8 +78,8 @@ def test_every_unit_of_a_family_is_drawn_equally_often() -> None:
 
 
 def test_the_draw_is_a_function_of_the_seed_and_a_permutation() -> None:
-    a = family_permutation(TRANSFORMER, torch.Generator().manual_seed(3))
-    b = family_permutation(TRANSFORMER, torch.Generator().manual_seed(3))
+    a = matched_permutation(TRANSFORMER, torch.Generator().manual_seed(3))
+    b = matched_permutation(TRANSFORMER, torch.Generator().manual_seed(3))
     assert torch.equal(a, b)
     assert a.sort().values.tolist() == list(range(TRANSFORMER.n))
 
@@ -86,4 +87,4 @@ def test_the_draw_is_a_function_of_the_seed_and_a_permutation() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_tiny_graphs_work(size: int) -> None:
     graph = graph_of(*([("only", 1, "", "")] * size))
-    assert family_permutation(graph, torch.Generator()).tolist() == list(range(size))
+    assert matched_permutation(graph, torch.Generator()).tolist() == list(range(size))

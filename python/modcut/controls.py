@@ -1,8 +1,8 @@
 """The matched random control: where every "random module of the same make-up" in modcut is drawn.
 
-A module is a set of vertices with a certain number in every axis class (`Space.family`: one hidden layer, all heads of
-one attention layer, the residual stream). Its control must keep those numbers, or the comparison measures the size or
-the depth of the module instead of its choice of units. Whole heads stay whole.
+A module is a set of vertices with a certain number in every space (one hidden layer, the residual stream) and certain
+attention heads. Its control must keep those numbers, or the comparison measures the size or the depth of the module
+instead of its choice of units. Whole heads stay whole and are dealt among the heads of their own layer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from modcut.graph.types import Space, WeightGraph
 
 
-def family_permutation(graph: WeightGraph, generator: torch.Generator) -> Tensor:
-    """Draw a random permutation of the vertices, uniform among those that keep every axis class and every head whole.
+def matched_permutation(graph: WeightGraph, generator: torch.Generator) -> Tensor:
+    """Draw a random permutation of the vertices, uniform among those that keep every space and every head whole.
 
-    Vertices move only inside their family. Where spaces belong to an attention head, heads of equal make-up trade
-    places as wholes (position by position), so a set of whole heads stays a set of whole heads.
+    Vertices move only inside their space. Where spaces belong to an attention head, heads of the same layer and make-up
+    trade places as wholes (position by position), so a set of whole heads stays a set of whole heads.
 
     Args:
         graph: the graph whose ``spaces`` say what may trade places. [n] vertices.
@@ -27,17 +27,12 @@ def family_permutation(graph: WeightGraph, generator: torch.Generator) -> Tensor
         int64 [n]: vertex ``v`` plays the part of vertex ``permutation[v]``. O(n).
     """
     permutation = torch.arange(graph.n)
-    loose: dict[str, list[Tensor]] = {}
     heads: dict[str, list[Space]] = {}
     for space in graph.spaces:
         if space.head:
             heads.setdefault(space.head, []).append(space)
         else:
-            ids = torch.arange(space.offset, space.offset + space.size)
-            loose.setdefault(space.family or space.name, []).append(ids)
-    for parts in loose.values():
-        ids = torch.cat(parts)
-        permutation[ids] = ids[torch.randperm(len(ids), generator=generator)]
+            permutation[space.vertices] = space.offset + torch.randperm(space.size, generator=generator)
     # Heads trade places only with heads of the same families and sizes: those of their own layer.
     alike: dict[tuple[tuple[str, int], ...], list[list[Space]]] = {}
     for spaces in heads.values():
@@ -50,12 +45,12 @@ def family_permutation(graph: WeightGraph, generator: torch.Generator) -> Tensor
 
 
 def matched_labels(graph: WeightGraph, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return ``labels`` dealt out at random inside every axis class: a random partition of the same make-up, [n]."""
-    return labels.cpu()[family_permutation(graph, generator)]
+    """Return ``labels`` dealt out at random inside every space: a random partition of the same make-up, [n]."""
+    return labels.cpu()[matched_permutation(graph, generator)]
 
 
 def matched_units(graph: WeightGraph, units: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a random module with as many units in every axis class as ``units`` has.
+    """Draw a random module with as many units in every space, and as many heads in every layer, as ``units`` has.
 
     The draw is from all units, so it may overlap the module: under the null hypothesis "the choice of units does not
     matter" the module and its controls are exchangeable, and a rank among them is an exact p-value.
@@ -70,4 +65,4 @@ def matched_units(graph: WeightGraph, units: Tensor, generator: torch.Generator)
     """
     member = torch.zeros(graph.n, dtype=torch.bool)
     member[units.cpu()] = True
-    return torch.nonzero(member[family_permutation(graph, generator)]).flatten()
+    return torch.nonzero(member[matched_permutation(graph, generator)]).flatten()
