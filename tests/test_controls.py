@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modcut.controls import matched_permutation, matched_labels, matched_units
+from modcut.controls import matched_labels, matched_permutation, matched_units
 from modcut.graph.types import Space, WeightGraph
 
 
