@@ -138,3 +138,14 @@ def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter (CPU where it has none)."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its tensors on ``device`` (the same object where nothing has to move)."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {k: to_device(v, device) for k, v in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(to_device(v, device) for v in batch)
+    return batch
