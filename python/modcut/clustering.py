@@ -1,0 +1,418 @@
+"""Find modules: labels for every vertex, from what units do on data (functional) or from the weights alone (spectral).
+
+Both cluster *units* (neurons, channels, whole heads) and are balanced inside every family: an unbalanced cut wins by
+putting whole layers into one module (depth cuts), which says nothing. Nothing here is ever n x n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.sparse.linalg as sla
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modcut._transport import balanced_assignment
+from modcut.graph.types import WeightGraph
+from modcut.graph.units import CLUSTERED, Units, strength, units_of
+
+Array = NDArray[np.float64]
+
+# Restarts of k-means run on at most so many units; the final, exactly balanced rounds run on all.
+_SAMPLE = 4096
+
+
+def standardised(profile: Tensor, over: Tensor | None = None) -> Tensor:
+    """Return usage profiles as unit columns: windows normalised, square root, centred over windows.
+
+    Column products are then correlations: ``Z.T @ Z = corr``. Columns without variance become 0.
+
+    Args:
+        profile: float [windows, m], non-negative.
+        over: Normalise each window by its sum over these columns (mask bool [m] or ids); all by default.
+
+    Raises:
+        ValueError: the profile is not a finite, non-negative matrix.
+    """
+    if profile.ndim != 2 or not bool(torch.isfinite(profile).all()) or bool((profile < 0).any()):
+        raise ValueError(
+            f"profile must be a finite non-negative matrix [windows, vertices], got shape {list(profile.shape)}"
+        )
+    x = profile.float()
+    total = (x if over is None else x[:, over]).sum(1, keepdim=True)
+    # Hard windows use everything more: without this, the first direction is the loss of the window.
+    x = torch.where(total > 0, x / total.clamp_min(torch.finfo(torch.float32).tiny), x).sqrt()
+    x = x - x.mean(0)
+    norm = x.norm(dim=0)
+    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), torch.zeros_like(x))
+
+
+def functional_labels(
+    graph: WeightGraph,
+    profile: Tensor,
+    k: int,
+    seed: int = 0,
+    *,
+    input_mean_square: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Partition by function: units that are used in the same windows belong together.
+
+    Hidden neurons, conv channels and whole heads (the sum of their value vertices) are embedded by the leading left
+    singular vectors of their standardised usage profiles and clustered by k-means whose assignment step is an exact
+    transportation problem inside every family. Residual channels, inputs and outputs then follow the units by weight.
+
+    Args:
+        graph: The model's graph.
+        profile: float [windows, n], as :class:`modcut.graph.statistics.Statistics` has it.
+        k: Number of modules. Families with fewer units than k (a layer with 4 heads, k = 8) fill k bins as evenly as
+            they can: at most one unit in each.
+        seed: Seed of the restarts.
+        input_mean_square: Makes the vertices that follow by weight follow by contribution instead of folded ``|W|``.
+
+    Returns:
+        int64 [n], values 0 .. k-1.
+
+    Raises:
+        ValueError: k out of range, no hidden units or heads, a profile of another shape or without usage.
+    """
+    units = units_of(graph)
+    clustered = _clustered(units, k)
+    z = unit_profiles(graph, units, profile)
+    if not bool(z.any()):
+        raise ValueError("profile must show usage that varies over windows, got none for any hidden unit or head")
+    embedding = _principal(z, max(k - 1, 1))
+    label = np.full(units.count, -1, dtype=np.int64)
+    groups = [ids.numpy() for _, kind, ids in units.members() if kind in CLUSTERED]
+    place = np.full(units.count, -1, dtype=np.int64)
+    place[clustered.numpy()] = np.arange(clustered.numel())
+    label[clustered.numpy()] = balanced_kmeans(embedding, [place[g] for g in groups], k, seed)
+    _follow(graph, units, label, k, input_mean_square)
+    return torch.from_numpy(label)[units.unit]
+
+
+def spectral_labels(
+    graph: WeightGraph,
+    k: int,
+    seed: int = 0,
+    *,
+    input_mean_square: Mapping[str, Tensor] | None = None,
+    sweeps: int = 2,
+) -> Tensor:
+    """Partition by weights alone: layer-stratified spectral embedding, balanced class by class.
+
+    Every matrix is normalised by its row and column sums (so that no rescaling of neurons moves the result), the family
+    indicators are projected out (plain spectral cuts are cuts by depth), and the leading eigenvectors are clustered
+    like the functional embedding. ``sweeps`` rounds then give each family the best balanced labels given its
+    neighbours', an exact transportation problem each.
+
+    Returns:
+        int64 [n], values 0 .. k-1; whole heads share one label.
+
+    Raises:
+        ValueError: k out of range, no hidden units or heads, NaN weights.
+    """
+    units = units_of(graph)
+    _clustered(units, k)
+    embedding, _ = _stratified(graph, units, max(k - 1, 1), seed, input_mean_square)
+    groups = [ids.numpy() for _, _, ids in units.members()]
+    label = balanced_kmeans(embedding, groups, k, seed)
+    label = _refine(graph, units, label, k, input_mean_square, sweeps)
+    return torch.from_numpy(label)[units.unit]
+
+
+def choose_k(
+    graph: WeightGraph,
+    profile: Tensor | None = None,
+    *,
+    max_k: int = 8,
+    seed: int = 0,
+    input_mean_square: Mapping[str, Tensor] | None = None,
+) -> tuple[int, list[float]]:
+    """Choose the number of modules by the largest gap of the spectrum; returns it and the spectrum.
+
+    k modules make k - 1 large eigenvalues once the common direction is removed, so k = 1 + argmax_j (l_j - l_j+1).
+    The answer is always at least 2: whether there are modules at all is a question for a null, not for a gap.
+    """
+    units = units_of(graph)
+    clustered = _clustered(units, 1)
+    most = max(2, min(max_k, _largest_family(units)))
+    if profile is not None:
+        z = unit_profiles(graph, units, profile).double()
+        spectrum = torch.linalg.eigvalsh(z @ z.T).flip(0)[:most] / max(clustered.numel(), 1)
+        values = spectrum.tolist()
+    else:
+        values = _stratified(graph, units, most, seed, input_mean_square)[1].tolist()
+    if len(values) < 2:
+        return 2, values
+    gaps = [values[j] - values[j + 1] for j in range(len(values) - 1)]
+    return 2 + int(np.argmax(gaps)), values
+
+
+def unit_profiles(graph: WeightGraph, units: Units, profile: Tensor) -> Tensor:
+    """Return the standardised profiles of the clustered units, float32 [windows, clustered units] (unit columns)."""
+    if profile.ndim != 2 or profile.shape[1] != graph.n:
+        raise ValueError(f"profile must have shape [windows, {graph.n}], got {list(profile.shape)}")
+    # Query-key usage measures the same head a second time, on another scale: heads are their value vertices.
+    read = torch.zeros(graph.n, dtype=torch.bool)
+    for tap in graph.taps:
+        if tap.side == "input":
+            read[tap.vertex[tap.vertex >= 0].cpu()] = True
+    values = profile.cpu().float()
+    heads = torch.zeros(graph.n, dtype=torch.bool)
+    for s in graph.spaces:
+        heads[s.vertices] = bool(s.head)
+    if bool((heads & read).any()):
+        values = values * (~heads | read)
+    return standardised(units.sum(values)[:, _clustered(units, 1)])
+
+
+def balanced_kmeans(
+    x: Array, groups: list[NDArray[np.int64]], k: int, seed: int, *, restarts: int = 8
+) -> NDArray[np.int64]:
+    """k-means whose clusters have equal sizes (to one) inside every group of rows; exact assignment steps.
+
+    Args:
+        x: float [rows, dims].
+        groups: Row ids of each group; every row in one group.
+        k: Number of clusters.
+        seed: Seed of the restarts (k-means++).
+        restarts: Rough restarts, on at most 4,096 rows; the best one is finished on all rows.
+
+    Returns:
+        int64 [rows].
+    """
+    if k == 1:
+        return np.zeros(x.shape[0], dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    sample = x if x.shape[0] <= _SAMPLE else x[np.sort(rng.choice(x.shape[0], _SAMPLE, replace=False))]
+    best: Array | None = None
+    best_cost = np.inf
+    for _ in range(restarts):
+        centre = _plus_plus(sample, k, rng)
+        previous: NDArray[np.int64] | None = None
+        for _ in range(20):
+            label = balanced_assignment(_distances(sample, centre))
+            if previous is not None and np.array_equal(label, previous):
+                break
+            previous, centre = label, _means(sample, label, centre)
+        cost = float(_distances(sample, centre)[np.arange(len(label)), label].sum())
+        if cost < best_cost:
+            best, best_cost = centre, cost
+    assert best is not None
+    label = np.zeros(x.shape[0], dtype=np.int64)
+    for _ in range(12):
+        old, cost_matrix = label.copy(), _distances(x, best)
+        for group in groups:
+            label[group] = balanced_assignment(cost_matrix[group])
+        if np.array_equal(old, label):
+            break
+        best = _means(x, label, best)
+    return label
+
+
+def _plus_plus(x: Array, k: int, rng: np.random.Generator) -> Array:
+    centre = [x[rng.integers(len(x))]]
+    for _ in range(k - 1):
+        d = np.min(_distances(x, np.stack(centre)), axis=1).clip(0)
+        total = d.sum()
+        centre.append(x[rng.choice(len(x), p=d / total if total > 0 else None)])
+    return np.stack(centre)
+
+
+def _distances(x: Array, centre: Array) -> Array:
+    d: Array = (x**2).sum(1)[:, None] - 2 * x @ centre.T + (centre**2).sum(1)[None]
+    return d
+
+
+def _means(x: Array, label: NDArray[np.int64], old: Array) -> Array:
+    centre = old.copy()
+    for c in range(len(old)):
+        if (label == c).any():
+            centre[c] = x[label == c].mean(0)
+    return centre
+
+
+def _clustered(units: Units, k: int) -> Tensor:
+    """Return the ids of the units that are clustered, after checking that there are any and that k fits."""
+    found = [ids for _, kind, ids in units.members() if kind in CLUSTERED]
+    if not found:
+        raise ValueError("the graph must have hidden units or attention heads to be partitioned, got none")
+    if not 1 <= k <= _largest_family(units):
+        raise ValueError(
+            f"k must be between 1 and the number of units of the largest layer ({_largest_family(units)}), got {k}"
+        )
+    return torch.cat(found)
+
+
+def _largest_family(units: Units) -> int:
+    return max(ids.numel() for _, kind, ids in units.members() if kind in CLUSTERED)
+
+
+def _principal(z: Tensor, dims: int) -> Array:
+    """Scores of the columns of z [windows, m] on its leading directions, float64 [m, dims]; via windows x windows."""
+    z = z.double()
+    take = torch.linalg.eigh(z @ z.T).eigenvectors[:, -dims:].flip(1)
+    # Eigenvector signs are arbitrary: fix them, so that equal inputs give equal labels on every machine.
+    sign = torch.where(take.sum(0) < 0, -1.0, 1.0)
+    return np.asarray((z.T @ (take * sign)).numpy(), dtype=np.float64)
+
+
+# -- weights between units --------------------------------------------------------------------------------------------
+
+
+def _normalised(graph: WeightGraph, input_mean_square: Mapping[str, Tensor] | None) -> list[tuple[Array, Array]]:
+    """Row and column scales of every matrix: N = |W| scaled so that r_i c_j share-normalises it, kept as factors."""
+    scales = []
+    for m in graph.matrices:
+        a = strength(m, None if input_mean_square is None else input_mean_square.get(m.name)).cpu()
+        a = a[m.row_vertex.cpu() >= 0][:, m.col_vertex.cpu() >= 0]
+        r, c = a.sum(1, dtype=torch.float64), a.sum(0, dtype=torch.float64)
+        scales.append((_inverse_root(r.numpy()), _inverse_root(c.numpy())))
+    return scales
+
+
+def _inverse_root(x: Array) -> Array:
+    return np.where(x > 0, 1 / np.sqrt(np.where(x > 0, x, 1.0)), 0.0)
+
+
+class _Affinity:
+    """Sum of the doubly normalised matrices as an operator between units; matrices are read when needed, never stored.
+
+    N_m = R^-1/2 |W_m| C^-1/2: every matrix has norm 1, whatever its scale, so that layers count alike.
+    """
+
+    def __init__(self, graph: WeightGraph, units: Units, mean_square: Mapping[str, Tensor] | None) -> None:
+        self.graph, self.units, self.mean_square = graph, units, mean_square
+        self.scales = _normalised(graph, mean_square)
+        self.ends: list[tuple[Tensor, Tensor]] = []
+        for m in graph.matrices:
+            r, c = m.row_vertex.cpu(), m.col_vertex.cpu()
+            self.ends.append((units.unit[r[r >= 0]], units.unit[c[c >= 0]]))
+        # Small networks: keep the matrices, large ones are re-read from the live weights (240 MB as the border).
+        self.keep = sum(m.weight.numel() for m in graph.matrices) <= 60_000_000
+        self.cache: dict[int, Tensor] = {}
+
+    def matrix(self, i: int) -> Tensor:
+        if i in self.cache:
+            return self.cache[i]
+        m = self.graph.matrices[i]
+        a = strength(m, None if self.mean_square is None else self.mean_square.get(m.name)).cpu()
+        r, c = m.row_vertex.cpu() >= 0, m.col_vertex.cpu() >= 0
+        a = a if bool(r.all()) and bool(c.all()) else a[r][:, c]
+        a = a * torch.from_numpy(self.scales[i][0])[:, None].float() * torch.from_numpy(self.scales[i][1]).float()
+        if self.keep:
+            self.cache[i] = a
+        return a
+
+    def apply(self, x: Tensor, family: int | None = None) -> Tensor:
+        """Return A @ x, float32 [units, d]; with ``family``, only the rows of its units are complete."""
+        out = torch.zeros_like(x)
+        for i, (rows, cols) in enumerate(self.ends):
+            if family is not None:
+                fr, fc = self.units.family[rows], self.units.family[cols]
+                if not bool((fr == family).any()) and not bool((fc == family).any()):
+                    continue
+            a = self.matrix(i)
+            out.index_add_(0, rows, a @ x[cols])
+            out.index_add_(0, cols, a.T @ x[rows])
+        return out
+
+
+def _stratified(
+    graph: WeightGraph, units: Units, dims: int, seed: int, mean_square: Mapping[str, Tensor] | None
+) -> tuple[Array, Array]:
+    """Leading eigenvectors of the degree-normalised affinity with the family indicators projected out.
+
+    Returns float64 [units, dims] (rows scaled to unit root mean square inside each family) and the eigenvalues.
+    """
+    if not graph.matrices:
+        raise ValueError("the graph must come from a model to be partitioned by its weights, got one without matrices")
+    a = _Affinity(graph, units, mean_square)
+    ones = torch.ones(units.count, 1)
+    degree = a.apply(ones).flatten().double().numpy()
+    inverse = _inverse_root(degree)
+    root = np.sqrt(degree)
+    family = units.family.numpy()
+    mass = np.maximum(np.bincount(family, degree, minlength=len(units.families)), 1e-300)
+
+    def project(x: Array) -> Array:
+        # Disjoint supports: the indicators root * 1[family] are orthogonal, one pass projects them all out.
+        return x - root * (np.bincount(family, root * x, minlength=len(mass)) / mass)[family]
+
+    def apply(x: Array) -> Array:
+        x = project(x.reshape(-1))
+        y = a.apply(torch.from_numpy(inverse * x).float()[:, None]).flatten().double().numpy()
+        return project(inverse * y)
+
+    m = units.count
+    if m <= max(3 * dims, 32):
+        dense = np.stack([apply(e) for e in np.eye(m)], axis=1)
+        values, vectors = np.linalg.eigh((dense + dense.T) / 2)
+    else:
+        operator = sla.LinearOperator((m, m), matvec=apply, dtype=np.float64)
+        start = np.random.default_rng(seed).normal(size=m)
+        values, vectors = sla.eigsh(operator, k=dims, which="LA", v0=start, tol=1e-4, maxiter=max(60 * dims, 300))
+    order = np.argsort(-values)[:dims]
+    values, vectors = values[order], vectors[:, order]
+    vectors = vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
+    x = inverse[:, None] * vectors
+    # Families have volumes that differ by orders of magnitude; clusters must not be layers.
+    power = np.stack([np.bincount(family, x[:, j] ** 2, minlength=len(mass)) for j in range(x.shape[1])], axis=1)
+    rms = np.sqrt(power.sum(1) / np.bincount(family, minlength=len(mass)))
+    x = x / np.where(rms > 0, rms, 1.0)[family][:, None]
+    return np.asarray(x, dtype=np.float64), np.asarray(values, dtype=np.float64)
+
+
+def _balance_family(affinity: Tensor) -> NDArray[np.int64]:
+    """Best balanced labels of one family's units for their affinities [units, k]."""
+    return balanced_assignment(-affinity.double().numpy())
+
+
+def _one_hot(label: NDArray[np.int64], k: int) -> Tensor:
+    out = torch.zeros(len(label), k)
+    known = np.nonzero(label >= 0)[0]
+    out[known, label[known]] = 1.0
+    return out
+
+
+def _follow(
+    graph: WeightGraph,
+    units: Units,
+    label: NDArray[np.int64],
+    k: int,
+    mean_square: Mapping[str, Tensor] | None,
+) -> None:
+    """Label the families that are not labelled yet by their weights to those that are (residual first). In place."""
+    a = _Affinity(graph, units, mean_square)
+    order = sorted(range(len(units.families)), key=lambda f: units.kinds[f] in ("input", "output"))
+    for f in order:
+        ids = torch.nonzero(units.family == f).flatten()
+        if (label[ids.numpy()] >= 0).all():
+            continue
+        affinity = a.apply(_one_hot(label, k), f)[ids]
+        label[ids.numpy()] = _balance_family(affinity)
+
+
+def _refine(
+    graph: WeightGraph,
+    units: Units,
+    label: NDArray[np.int64],
+    k: int,
+    mean_square: Mapping[str, Tensor] | None,
+    sweeps: int,
+) -> NDArray[np.int64]:
+    """Give each family its best balanced labels with its neighbours' fixed; the weight inside modules never falls."""
+    if k == 1 or sweeps < 1:
+        return label
+    a = _Affinity(graph, units, mean_square)
+    for _ in range(sweeps):
+        before = label.copy()
+        for f in range(len(units.families)):
+            ids = torch.nonzero(units.family == f).flatten()
+            others = np.where(units.family.numpy() == f, -1, label)
+            label[ids.numpy()] = _balance_family(a.apply(_one_hot(others, k), f)[ids])
+        if np.array_equal(before, label):
+            break
+    return label
