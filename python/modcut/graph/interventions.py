@@ -7,7 +7,7 @@ is *written* (its output taps).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -253,6 +253,7 @@ def replace(
     reference: Any = None,
     scale: float = 0.0,
     seed: int = 0,
+    taps: Collection[str] | None = None,
 ) -> Iterator[None]:
     """Replace the activations of ``vertices`` in every forward pass inside the ``with`` block.
 
@@ -270,6 +271,7 @@ def replace(
         reference: For mean, resample and noise: a :class:`Reference`, anything with ``.means`` (for ``mean``), or data.
         scale: See ``scale`` and ``noise``.
         seed: Seed of the draws.
+        taps: Keys (:func:`tap_key`) of the taps to act at; every tap that carries a vertex by default.
 
     Raises:
         ValueError: unknown mode; a vertex outside the graph; mean or resample without a reference; a graph of another
@@ -315,9 +317,10 @@ def replace(
     def visitor(site: Site) -> Callable[[Tensor], Tensor]:
         return lambda x: torch.where(site.along(site.where, x), changed(site, x), x)
 
+    where = [site for site in sites(graph, chosen) if taps is None or tap_key(site.tap) in taps]
     forget = model.register_forward_pre_hook(lambda *_: picked.clear())
     try:
-        with _hooked(model, [(site.tap, visitor(site)) for site in sites(graph, chosen)]):
+        with _hooked(model, [(site.tap, visitor(site)) for site in where]):
             yield
     finally:
         forget.remove()

@@ -1,0 +1,238 @@
+"""Switch modules off while a model runs: the context manager over :mod:`modcut.graph.interventions`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from modcut.auditing._units import Units, units_of
+from modcut.graph.interventions import Mode, Reference, collect_reference, replace, sites
+from modcut.graph.types import WeightGraph
+from modcut.partition import Partition
+
+
+def reachable(graph: WeightGraph, units: Tensor, *, outputs: bool = False) -> Tensor:
+    """Return those of ``units`` (int64 [m]) that an ablation replaces: the ones a tap of the graph carries.
+
+    The model's own outputs (logits) are left alone unless ``outputs``: replacing an answer says nothing about how it
+    came about.
+    """
+    carried = torch.zeros(graph.n, dtype=torch.bool)
+    internal = torch.zeros(graph.n, dtype=torch.bool)
+    for s in graph.spaces:
+        internal[s.vertices] = s.kind not in ("input", "output")
+    for site in sites(graph, units):
+        vertices = site.tap.vertex.cpu()[site.where]
+        if site.tap.side == "output" and not outputs:
+            # A vocabulary that is tied to the embedding is an input space whose output tap carries the logits.
+            vertices = vertices[internal[vertices]]
+        carried[vertices] = True
+    return torch.masked_select(units, carried[units])
+
+
+class Ablation:
+    """An ablation that can be switched on with ``with``, as often as wanted; see :func:`ablate`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        P: Partition,
+        modules: Units,
+        mode: Mode,
+        reference: Any,
+        scale: float,
+        seed: int,
+        outputs: bool,
+        taps: Collection[str] | None,
+    ) -> None:
+        self.model, self.graph, self.mode, self.scale, self.seed = model, P.graph, mode, scale, seed
+        self.taps = None if taps is None else frozenset(taps)
+        self.units = units_of(P, modules)
+        """int64 [m]: the vertices that were asked for."""
+        self.reached = reachable(P.graph, self.units, outputs=outputs)
+        """int64: those of them that are replaced."""
+        self.not_reached = self.units[~torch.isin(self.units, self.reached)]
+        """int64: the rest: vertices that no tap carries (tokens), and logits unless ``outputs=True``."""
+        self.reference = reference
+        self._active: list[ExitStack] = []
+
+    @property
+    def by_space(self) -> dict[str, Tensor]:
+        """The replaced units of every space that has some, as indices inside the space."""
+        found = {s.name: self._inside(self.reached, s.vertices) for s in self.graph.spaces}
+        return {name: units for name, units in found.items() if units.numel()}
+
+    @staticmethod
+    def _inside(units: Tensor, span: slice) -> Tensor:
+        inside: Tensor = units[(units >= span.start) & (units < span.stop)] - span.start
+        return inside
+
+    def __enter__(self) -> Ablation:
+        with ExitStack() as stack:
+            if (
+                self.reference is not None
+                and self.mode in ("mean", "resample", "noise")
+                and not hasattr(self.reference, "means")
+            ):
+                self.reference = collect_reference(
+                    self.model, self.graph, self.reference, self.reached, keep_samples=self.mode == "resample"
+                )
+            stack.enter_context(
+                replace(
+                    self.model,
+                    self.graph,
+                    self.reached,
+                    self.mode,
+                    reference=self.reference,
+                    scale=self.scale,
+                    seed=self.seed,
+                    taps=self.taps,
+                )
+            )
+            self._active.append(stack.pop_all())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._active:
+            raise RuntimeError("this ablation is not active: leave it as often as it was entered")
+        self._active.pop().close()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was ablated, and how, as plain values."""
+        return {
+            "mode": self.mode,
+            "scale": self.scale,
+            "seed": self.seed,
+            "units": self.units.tolist(),
+            "not_reached": self.not_reached.tolist(),
+            "by_space": {name: units.tolist() for name, units in self.by_space.items()},
+            "taps": None if self.taps is None else sorted(self.taps),
+        }
+
+    def __str__(self) -> str:
+        spaces = ", ".join(f"{name}: {units.numel()}" for name, units in self.by_space.items())
+        missed = f"; {self.not_reached.numel()} not reached" if self.not_reached.numel() else ""
+        return f"ablation ({self.mode}) of {self.reached.numel()} units ({spaces}){missed}"
+
+
+def ablate(
+    model: nn.Module,
+    P: Partition,
+    modules: Units,
+    mode: Mode = "zero",
+    reference: Any = None,
+    scale: float = 0.0,
+    *,
+    seed: int = 0,
+    outputs: bool = False,
+    taps: Collection[str] | None = None,
+) -> Ablation:
+    """Replace the activations of modules in every forward pass inside a ``with`` block.
+
+    ::
+
+        with modcut.ablate(model, P, modules=[3], mode="mean", reference=loader) as a:
+            model(x)
+        a.not_reached  # vertices of the module that could not be replaced
+
+    A unit is replaced wherever a weight reads it, so ``zero`` computes what the model would compute with the columns
+    that read the unit set to zero (biases and the rest stay). Forward hooks only: no weight is written, the hooks go
+    away however the block ends, and blocks nest in any order. Gradients flow through what is left. The model's training
+    mode is left as it is.
+
+    Args:
+        model: the model ``P`` was found on, or one of the same architecture (other weights are allowed: the same
+            modules can be ablated in a fine-tuned copy).
+        P: the partition.
+        modules: a module index, a sequence of them, a ``Module``, or vertices: a slice of ids, an int64 tensor of ids,
+            a bool mask [n].
+        mode: ``zero``; ``mean`` (over samples and positions of the reference); ``resample`` (the same positions of a
+            random reference sample, one sample for all units together, so that they stay consistent); ``scale``
+            (multiply by ``scale``; 1.0 changes nothing, bit for bit); ``noise`` (add Gaussian noise of ``scale``
+            standard deviations of the unit, over the reference where there is one, else over the batch).
+        reference: data (batches as everywhere), or a ``Reference`` collected before; needed by ``mean`` and
+            ``resample``. It is run when the block is first entered, in evaluation mode, with whatever other ablations
+            are active then, and kept.
+        scale: see ``scale`` and ``noise``.
+        seed: of the draws of ``resample`` and ``noise``; every entry into a block starts them again. The draws of
+            ``resample`` run through the samples in order, however they are batched.
+        outputs: also replace the model's outputs (logits), which are left alone by default.
+        taps: keys (``module:side``) of the taps to act at; all by default.
+
+    Returns:
+        An :class:`Ablation` with ``units``, ``reached``, ``not_reached``, ``by_space``.
+
+    Raises:
+        TypeError: ``modules`` is none of the above.
+        ValueError: an index out of range; no unit named, or none that any tap carries; an unknown mode; ``mean`` or
+            ``resample`` without reference; a ``P`` of another architecture.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if mode == "noise" and scale <= 0:
+        raise ValueError(f'scale must be positive in mode "noise" (standard deviations), got {scale}')
+    if mode in ("mean", "resample") and reference is None:
+        raise ValueError(f'mode "{mode}" needs reference data: pass reference=loader (batches as for the model)')
+    check_fits(model, P.graph)
+    ablation = Ablation(model, P, modules, mode, reference, scale, seed, outputs, taps)
+    if not ablation.reached.numel():
+        raise ValueError(
+            f"none of the {ablation.units.numel()} vertices named by modules can be replaced: no tap carries them, or "
+            "they are the model's outputs (outputs=True would replace those)"
+        )
+    return ablation
+
+
+def check_fits(model: nn.Module, graph: WeightGraph) -> None:
+    """Check that ``graph`` describes a model of this architecture.
+
+    Raises:
+        ValueError: the graph has no taps, or a module, a parameter or one of its sizes differs; the message says which.
+    """
+    if not graph.taps:
+        raise ValueError(
+            "P.graph has no taps, so activations cannot be replaced: use a graph from modcut.weight_graph(model), "
+            "not one made from a matrix"
+        )
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    for tap in graph.taps:
+        if tap.module not in known:
+            raise ValueError(
+                f"P must belong to this model: its graph reads activations at {tap.module!r}, "
+                f"which {type(model).__name__} does not have"
+            )
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    for name, axis, size in [(a.name, a.axis, a.vertex.numel()) for a in graph.axes]:
+        _check_size(tensors, name, axis, size)
+    if not graph.axes:  # a graph written by hand: its matrices may be transposed views
+        for m in graph.matrices:
+            shape = tuple(tensors[m.name].shape[:2]) if m.name in tensors else ()
+            rows, cols = m.weight.shape[:2]
+            if shape not in ((rows, cols), (cols, rows)):
+                _check_size(tensors, m.name, 0, rows)
+                _check_size(tensors, m.name, 1, cols)
+
+
+def _check_size(tensors: dict[str, Tensor], name: str, axis: int, size: int) -> None:
+    if name not in tensors:
+        raise ValueError(f"P must belong to this model: its graph has a parameter {name!r}, the model has not")
+    shape = tensors[name].shape
+    if axis >= len(shape) or shape[axis] != size:
+        raise ValueError(
+            f"P must belong to this model: its graph has {name!r} of size {size} along axis {axis}, "
+            f"the model has shape {list(shape)}"
+        )
+
+
+__all__ = ["Ablation", "Mode", "Reference", "ablate", "check_fits", "reachable"]
