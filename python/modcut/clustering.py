@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modcut._transport import balanced_assignment
+from modcut.graph.edges import standardised
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED, Units, strength, units_of
 
@@ -22,31 +23,6 @@ Array = NDArray[np.float64]
 
 # Restarts of k-means run on at most so many units; the final, exactly balanced rounds run on all.
 _SAMPLE = 4096
-
-
-def standardised(profile: Tensor, over: Tensor | None = None) -> Tensor:
-    """Return usage profiles as unit columns: windows normalised, square root, centred over windows.
-
-    Column products are then correlations: ``Z.T @ Z = corr``. Columns without variance become 0.
-
-    Args:
-        profile: float [windows, m], non-negative.
-        over: Normalise each window by its sum over these columns (mask bool [m] or ids); all by default.
-
-    Raises:
-        ValueError: the profile is not a finite, non-negative matrix.
-    """
-    if profile.ndim != 2 or not bool(torch.isfinite(profile).all()) or bool((profile < 0).any()):
-        raise ValueError(
-            f"profile must be a finite non-negative matrix [windows, vertices], got shape {list(profile.shape)}"
-        )
-    x = profile.float()
-    total = (x if over is None else x[:, over]).sum(1, keepdim=True)
-    # Hard windows use everything more: without this, the first direction is the loss of the window.
-    x = torch.where(total > 0, x / total.clamp_min(torch.finfo(torch.float32).tiny), x).sqrt()
-    x = x - x.mean(0)
-    norm = x.norm(dim=0)
-    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), torch.zeros_like(x))
 
 
 def functional_labels(
@@ -274,7 +250,7 @@ def _normalised(graph: WeightGraph, input_mean_square: Mapping[str, Tensor] | No
 
 
 def _inverse_root(x: Array) -> Array:
-    return np.where(x > 0, 1 / np.sqrt(np.where(x > 0, x, 1.0)), 0.0)
+    return np.asarray(np.where(x > 0, 1 / np.sqrt(np.where(x > 0, x, 1.0)), 0.0), dtype=np.float64)
 
 
 class _Affinity:
@@ -339,7 +315,8 @@ def _stratified(
 
     def project(x: Array) -> Array:
         # Disjoint supports: the indicators root * 1[family] are orthogonal, one pass projects them all out.
-        return x - root * (np.bincount(family, root * x, minlength=len(mass)) / mass)[family]
+        level = np.bincount(family, root * x, minlength=len(mass)) / mass
+        return np.asarray(x - root * level[family])
 
     def apply(x: Array) -> Array:
         x = project(x.reshape(-1))
