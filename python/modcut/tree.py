@@ -82,7 +82,7 @@ class TreeStats:
     """Arcs looked at, in passes over all arcs of the graph, certificates included."""
     seconds: float = 0.0
     gap: float = 0.0
-    """Largest (weight - lower) / weight that the engine proved; an exact tree's ``lower`` is then set to its weights."""
+    """Largest (weight - lower) / weight proven by the engine; an exact tree's ``lower`` is then set to its weights."""
     native: Mapping[str, Any] = field(default_factory=dict)
     """The rest of the engine's account."""
 
