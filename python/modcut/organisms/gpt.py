@@ -1,4 +1,4 @@
-"""A small GPT, written out: pre-norm transformer with linear position biases (ALiBi), fused query-key-value and a GELU MLP."""
+"""A small GPT, written out: pre-norm, linear position biases (ALiBi), fused query-key-value, GELU MLP."""
 
 from __future__ import annotations
 

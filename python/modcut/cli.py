@@ -1,0 +1,140 @@
+"""The ``modcut`` command. Each command is a few lines over a public function; heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="modcut",
+    help="Cut a neural network's weights into modules, read them and audit them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Versions, what was compiled, devices, optional packages, and a one-second self-test."""
+    from modcut import info as page
+
+    facts = page.info()
+    typer.echo(json.dumps(facts, indent=2, default=str) if as_json else "\n".join(page.lines(facts)))
+
+
+@app.command()
+def selftest(seed: Annotated[int, typer.Option(help="Seed of the random graphs.")] = 0) -> None:
+    """Compare exact cut trees of small random graphs with brute force; exit status 1 where one differs."""
+    from modcut.info import run_selftest
+
+    failed = 0
+    for n in range(2, 11):
+        result = run_selftest(n, seed)
+        failed += not result["ok"]
+        typer.echo(f"{'ok  ' if result['ok'] else 'FAIL'} {result['message']}, {result['seconds']:.2f} s")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, report.html and results.json.")] = Path(
+        "modcut-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the batches and the controls.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny run that shows the path and no result.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints of an earlier run.")] = False,
+) -> None:
+    """Train a small GPT twice on real text, cut both, read and audit the modules, write the report."""
+    from modcut.demo.run import run
+
+    run(out, seed=seed, quick=quick, fresh=fresh)
+
+
+@app.command()
+def cut(
+    model: Annotated[str, typer.Argument(help="package.module:build, a folder, a .safetensors file, or smollm2.")],
+    k: Annotated[int, typer.Option(help="Number of modules.")] = 8,
+    data: Annotated[Path | None, typer.Option(help="Text to observe the model on (default: built in).")] = None,
+    config: Annotated[Path | None, typer.Option(help="config.json of a .safetensors file.")] = None,
+    edge: Annotated[str, typer.Option(help="Edge strength: contribution, abs or square.")] = "contribution",
+    windows: Annotated[int, typer.Option(help="Text windows to observe.")] = 24,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("modcut-cut"),
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a Hugging Face folder run its own Python code.")
+    ] = False,
+) -> None:
+    """Cut a whole model into k modules: graph, partition, quotient tree, cards, report."""
+    from modcut.loading import load_model
+    from modcut.pipeline import cut_model
+
+    loaded = load_model(model, config=config, trust_remote_code=trust_remote_code)
+    cut_model(loaded, k=k, data=data, edge=edge, windows=windows, length=length, out=out, seed=seed)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that `modcut demo` or `modcut cut` wrote.")],
+) -> None:
+    """Print the table and the findings of an earlier run, from its results.json."""
+    path = results / "results.json" if results.is_dir() else results
+    if not path.is_file():
+        raise typer.BadParameter(f"{path} does not exist; run `modcut demo` or `modcut cut` first")
+    from modcut.demo.table import show
+
+    show(json.loads(path.read_text(encoding="utf-8")))
+
+
+@app.command()
+def bench() -> None:
+    """Time one exact cut tree of a dense random graph after checking it (the full suites are in benchmarks/)."""
+    import time
+
+    import torch
+
+    import modcut
+
+    for n in (100, 200, 400):
+        w = torch.rand(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).triu(1)
+        w = w + w.T
+        began = time.perf_counter()
+        tree = modcut.gomory_hu_tree(w)
+        seconds = time.perf_counter() - began
+        source, sink = 0, n - 1
+        if abs(tree.min_cut_value(source, sink) - modcut.max_flow(w, source, sink).value) > 1e-6:
+            raise typer.Exit(1)
+        typer.echo(f"exact tree, dense n = {n:<4} {seconds:8.4f} s  flows {tree.stats.flows}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; user errors become one sentence and exit status 2, Ctrl-C exit status 130."""
+    from modcut._require import MissingDependencyError
+
+    try:
+        code: Any = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues where the last checkpoint was written", err=True)
+        sys.exit(130)
+    except typer.Abort:
+        sys.exit(130)
+    except (ValueError, TypeError, FileNotFoundError, MissingDependencyError) as error:
+        typer.echo(f"modcut: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        # Typer vendors click in some releases: its usage errors are recognised by what they can do.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            if hasattr(error, "show"):
+                error.show()
+            sys.exit(error.exit_code)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
