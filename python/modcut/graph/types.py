@@ -51,6 +51,10 @@ class Matrix:
     """Current strength of what multiplies the sources before this map (normalisation gains), [cols], or None."""
     row_gain: Callable[[], Tensor] | None = None
     """Current strength of what multiplies the targets after this map (batch norm), [rows], or None."""
+    source: str = ""
+    """Qualified name of the parameter the map lives in (without a suffix)."""
+    view: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    """Takes that parameter, or its gradient, and returns the map's [rows, cols, *kernel] view (differentiable)."""
 
     def folded(self) -> Tensor:
         """Return the weight with the gains of adjacent normalisations multiplied in, [rows, cols, *kernel]."""
@@ -181,6 +185,34 @@ class WeightGraph:
         i, j, x = np.concatenate(rows), np.concatenate(cols), np.concatenate(values)
         keep = i != j
         return sp.csr_array(sp.coo_array((x[keep], (i[keep], j[keep])), shape=(self.n, self.n)))
+
+    def permute_(self, space: Space | str, perm: Any) -> None:
+        """Replace neuron i of ``space`` by what was neuron ``perm[i]``, in every parameter and buffer, in place.
+
+        The model's function does not change (the test of the tracer).
+
+        Raises:
+            ValueError: ``perm`` is no permutation of the space, or the space's symmetry is smaller than all
+                permutations: ``space.fixed`` is the reason.
+        """
+        from modcut.graph.permute import permute_
+
+        permute_(self, space, perm)
+
+    @classmethod
+    def from_matrix(cls, weights: Any) -> WeightGraph:
+        """Return the graph of a matrix (torch, NumPy, CuPy or SciPy sparse; a sparse one becomes dense).
+
+        A symmetric matrix is an undirected graph on one space; any other is bipartite between its rows (vertices
+        ``0 .. R-1``) and its columns (``R .. R+C-1``). Blocks are views of a dense input. Strength is ``|W|``.
+
+        Raises:
+            TypeError: not an array of numbers.
+            ValueError: not a matrix, or not finite.
+        """
+        from modcut.graph.matrix import from_matrix
+
+        return from_matrix(weights)
 
     def space_of(self, vertex: int) -> tuple[Space, int]:
         """Return the space of a vertex and the neuron's index inside it."""

@@ -1,0 +1,51 @@
+"""A matrix as a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from modcut.graph.assemble import magnitude
+from modcut.graph.types import Block, Matrix, Space, WeightGraph
+
+
+def from_matrix(weights: Any) -> WeightGraph:
+    """See :meth:`WeightGraph.from_matrix`."""
+    w = _tensor(weights)
+    if w.ndim != 2:
+        raise ValueError(f"weights must be a matrix, got shape {list(w.shape)}")
+    if w.is_floating_point() and not bool(torch.isfinite(w).all()):
+        raise ValueError("weights must be finite, got NaN or infinity")
+    rows, cols = w.shape
+    ids = [torch.arange(n).reshape(-1, 1) for n in (rows, cols)]
+    if rows == cols and torch.equal(w, w.T):
+        space = Space("vertices", rows, "hidden", 0, "vertices")
+        block = Block(space, space, w, "weights", ids[0], ids[0], magnitude, symmetric=True)
+        matrix = Matrix("weights", w, ids[0].flatten(), ids[0].flatten())
+        return WeightGraph(spaces=(space,), blocks=(block,), matrices=(matrix,))
+    a = Space("rows", rows, "hidden", 0, "rows")
+    b = Space("cols", cols, "hidden", rows, "cols")
+    block = Block(a, b, w, "weights", ids[0], ids[1], magnitude)
+    matrix = Matrix("weights", w, ids[0].flatten(), ids[1].flatten() + rows)
+    return WeightGraph(spaces=(a, b), blocks=(block,), matrices=(matrix,))
+
+
+def _tensor(weights: Any) -> Tensor:
+    if isinstance(weights, Tensor):
+        w = weights.detach()
+    elif sp.issparse(weights):
+        w = torch.from_numpy(np.ascontiguousarray(weights.toarray()))
+    elif isinstance(weights, np.ndarray):
+        w = torch.from_numpy(weights)
+    elif hasattr(weights, "__dlpack__"):
+        w = torch.from_dlpack(weights)
+    else:
+        try:
+            w = torch.from_numpy(np.asarray(weights, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"weights must be an array of numbers, got {type(weights).__name__}") from error
+    return w.to_dense() if w.is_sparse else w

@@ -1,0 +1,52 @@
+"""Sub-matrices as live strided views."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Pattern = list[tuple[int, int]]
+
+
+def pattern(index: Tensor) -> tuple[int, Pattern] | None:
+    """Return (first position, [(size, step) of the rows, (size, step) of nested repeats...]) of index [n, repeats].
+
+    Position ``index[i, r]`` must be ``first + i * step + sum_l digit_l(r) * step_l`` with the digits of r in a mixed
+    radix; ``None`` where it is not.
+    """
+    first = int(index[0, 0])
+    n, repeats = index.shape
+    step = int(index[1, 0]) - first if n > 1 else 1
+    expected = index[0][None, :] + torch.arange(n)[:, None] * step
+    if not torch.equal(expected, index):
+        return None
+    levels: Pattern = []
+    offsets = (index[0] - first).tolist()
+    while len(offsets) > 1:
+        jump, run = offsets[1] - offsets[0], 1
+        while run < len(offsets) and offsets[run] == offsets[0] + run * jump:
+            run += 1
+        if len(offsets) % run:
+            return None
+        if any(offsets[i] != offsets[i - i % run] + (i % run) * jump for i in range(len(offsets))):
+            return None
+        levels.insert(0, (run, jump))
+        offsets = offsets[::run]
+    return first, [(n, step), *levels]
+
+
+def block_view(weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor | None:
+    """Return the view [rows, cols, *row repeats, *column repeats, *kernel] of ``weight`` [R, C, *kernel], or ``None``.
+
+    ``rows`` [n, repeats] and ``cols`` [m, repeats] are positions. The view shares memory with the weight.
+    """
+    r, c = pattern(rows), pattern(cols)
+    if r is None or c is None or any(step < 0 for _, step in r[1] + c[1]):
+        return None
+    rs, cs = weight.stride(0), weight.stride(1)
+    (n, row_step), *row_levels = r[1]
+    (m, col_step), *col_levels = c[1]
+    levels = [(size, step * rs) for size, step in row_levels] + [(size, step * cs) for size, step in col_levels]
+    shape = [n, m, *(size for size, _ in levels), *weight.shape[2:]]
+    stride = [row_step * rs, col_step * cs, *(step for _, step in levels), *weight.stride()[2:]]
+    return weight.as_strided(shape, stride, weight.storage_offset() + r[0] * rs + c[0] * cs)
