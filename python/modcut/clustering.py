@@ -16,6 +16,7 @@ from torch import Tensor
 
 from modcut._transport import balanced_assignment
 from modcut.graph.edges import standardised
+from modcut.graph.interventions import read_vertices
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED, Units, strength, units_of
 
@@ -68,6 +69,48 @@ def functional_labels(
     return torch.from_numpy(label)[units.unit]
 
 
+def slice_labels(
+    graph: WeightGraph,
+    profile: Tensor,
+    slices: Tensor,
+    *,
+    input_mean_square: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Partition by labelled slices of the data: module c holds the units used more in slice c than elsewhere.
+
+    A unit's score for slice c is Welch's t of its normalised usage there against all other windows; the balanced labels
+    of each family with the largest total score are an exact transportation problem. What follows by weight follows.
+
+    Args:
+        graph: The model's graph.
+        profile: float [windows, n].
+        slices: int64 [windows], values 0 .. k-1, each with at least two windows.
+        input_mean_square: As in :func:`functional_labels`.
+
+    Returns:
+        int64 [n], values 0 .. k-1: label c for slice c.
+    """
+    k = int(slices.max()) + 1 if slices.numel() else 0
+    counts = torch.bincount(slices, minlength=k)
+    if k < 2 or int(counts.min()) < 2:
+        raise ValueError(f"labelled slices must be at least 2 with at least 2 windows each, got {counts.tolist()}")
+    units = units_of(graph)
+    clustered = _clustered(units, k)
+    x = unit_profiles(graph, units, profile).double()
+    score = torch.zeros(clustered.numel(), k, dtype=torch.float64)
+    for c in range(k):
+        a, b = x[slices == c], x[slices != c]
+        error = a.var(0) / len(a) + b.var(0) / len(b)
+        score[:, c] = torch.where(error > 0, (a.mean(0) - b.mean(0)) / error.clamp_min(1e-300).sqrt(), 0.0)
+    label = np.full(units.count, -1, dtype=np.int64)
+    place = {int(u): i for i, u in enumerate(clustered)}
+    for _, kind, ids in units.members():
+        if kind in CLUSTERED:
+            label[ids.numpy()] = _balance_family(score[[place[int(u)] for u in ids]])
+    _follow(graph, units, label, k, input_mean_square)
+    return torch.from_numpy(label)[units.unit]
+
+
 def spectral_labels(
     graph: WeightGraph,
     k: int,
@@ -95,6 +138,31 @@ def spectral_labels(
     groups = [ids.numpy() for _, _, ids in units.members()]
     label = balanced_kmeans(embedding, groups, k, seed)
     label = _refine(graph, units, label, k, input_mean_square, sweeps)
+    return torch.from_numpy(label)[units.unit]
+
+
+def attach_by_weight(graph: WeightGraph, labels: Tensor, k: int) -> Tensor:
+    """Complete a labelling int64 [n] with -1 where unknown: whole heads agree, unknown units join their neighbours.
+
+    A head takes the label of most of its vertices; a unit without label the module it has the largest (doubly
+    normalised) weight to. Sizes are left as they come out.
+    """
+    units = units_of(graph)
+    votes = torch.zeros(units.count, k)
+    known = labels >= 0
+    votes.index_put_((units.unit[known], labels[known]), torch.ones(int(known.sum())), accumulate=True)
+    label = torch.where(votes.sum(1) > 0, votes.argmax(1), -1).numpy()
+    affinity = _Affinity(graph, units, None)
+    for _ in range(units.count):
+        missing = label < 0
+        if not missing.any():
+            break
+        pull = affinity.apply(_one_hot(label, k))
+        reached = missing & (pull.sum(1) > 0).numpy()
+        if not reached.any():
+            label[missing] = 0  # no weight leads there at all
+            break
+        label[reached] = pull.argmax(1).numpy()[reached]
     return torch.from_numpy(label)[units.unit]
 
 
@@ -131,10 +199,7 @@ def unit_profiles(graph: WeightGraph, units: Units, profile: Tensor) -> Tensor:
     if profile.ndim != 2 or profile.shape[1] != graph.n:
         raise ValueError(f"profile must have shape [windows, {graph.n}], got {list(profile.shape)}")
     # Query-key usage measures the same head a second time, on another scale: heads are their value vertices.
-    read = torch.zeros(graph.n, dtype=torch.bool)
-    for tap in graph.taps:
-        if tap.side == "input":
-            read[tap.vertex[tap.vertex >= 0].cpu()] = True
+    read = read_vertices(graph)
     values = profile.cpu().float()
     heads = torch.zeros(graph.n, dtype=torch.bool)
     for s in graph.spaces:

@@ -40,6 +40,15 @@ class Site:
         return values.to(like.device).reshape(-1, *[1] * (-self.tap.dim - 1))
 
 
+def read_vertices(graph: WeightGraph) -> Tensor:
+    """Return which vertices some weight reads through an input tap, bool [n]; others are only seen where written."""
+    read = torch.zeros(graph.n + 1, dtype=torch.bool)
+    for tap in graph.taps:
+        if tap.side == "input":
+            read[tap.vertex.cpu()] = True
+    return read[: graph.n]
+
+
 def sites(graph: WeightGraph, vertices: Tensor | None = None) -> tuple[Site, ...]:
     """Return where the activations of ``vertices`` (default: all) live: their input taps, else their output taps.
 
@@ -51,10 +60,7 @@ def sites(graph: WeightGraph, vertices: Tensor | None = None) -> tuple[Site, ...
         chosen[: graph.n] = True
     else:
         chosen[vertices.to("cpu", torch.int64)] = True
-    read = torch.zeros(graph.n + 1, dtype=torch.bool)
-    for tap in graph.taps:
-        if tap.side == "input":
-            read[tap.vertex.cpu()] = True
+    read = torch.cat([read_vertices(graph), torch.zeros(1, dtype=torch.bool)])
     found = []
     for tap in graph.taps:
         where = chosen[tap.vertex.cpu()] & (tap.vertex.cpu() >= 0)
