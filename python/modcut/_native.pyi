@@ -1,0 +1,110 @@
+"""Types of the compiled module.
+
+Arrays cross as DLPack capsules named ``"dltensor"`` (``torch.utils.dlpack.to_dlpack(t)`` or ``array.__dlpack__()``); the
+capsule is read, never consumed: its owner stays alive in the caller. Outputs are allocated by the caller, contiguous.
+
+``blocks``: ``(capsule [R, C], row_offset, col_offset, symmetric)``. Entry (i, j) is the strength of the undirected edge
+between vertex ``row_offset + i`` and vertex ``col_offset + j``; a pair that occurs in several blocks adds up. A symmetric
+block is square, has equal offsets and holds each edge twice. Entries that join a vertex to itself are ignored.
+``csr``: ``(indptr int64 [n+1], indices int32|int64 [m], data float32|float64|int64 [m])``, symmetric, strictly increasing
+columns in each row (so no duplicates). All capacities of one call are floats (32 and 64 may mix), or all are int64.
+"""
+
+from typing import Any, TypedDict
+
+Capsule = Any
+Block = tuple[Capsule, int, int, bool]
+Csr = tuple[Capsule, Capsule, Capsule]
+
+class Info(TypedDict):
+    version: str
+    compiler: str
+    build_type: str
+    cuda_compiled: bool
+    cuda_toolkit: str | None
+    cuda_archs: str
+
+class Device(TypedDict):
+    name: str
+    capability: str  # "9.0"
+    memory_bytes: int
+
+class Devices(TypedDict):
+    status: str  # "ok" | "not_compiled" | "no_driver" | "driver_too_old" | "no_device" | "error"
+    message: str
+    devices: list[Device]
+
+class Settings(TypedDict, total=False):
+    certificates: bool  # gomory_hu: prove stars without flows where possible (default True)
+    threads: int  # default 1; results do not depend on it
+    seed: int  # accepted for symmetry; nothing in here is random
+    representation: str  # "auto" (default) | "block" | "csr": how capacities are held while flows run
+    flow: str  # "auto" (default) | "augment" | "push_relabel"
+
+class FlowResult(TypedDict):
+    value: float | int  # capacity of the returned side, re-summed from the given weights; int for int64 capacities
+    lower: float | int  # proven lower bound on the minimum cut (the value of a feasible flow)
+    exact: bool  # value - lower <= 1e-12 * value (float64), 1e-6 * value (float32), == 0 (int64)
+    pulses: int  # blocking phases (augment) or global relabellings (push_relabel)
+    work: int  # arcs looked at
+    representation: str  # "block" | "csr"
+    flow: str  # "augment" | "push_relabel"
+    seconds: float
+
+class TreeResult(TypedDict):
+    flows: int  # max-flows run
+    certified: int  # vertices whose cut was proven without a flow (certified_out != 0)
+    passes: float  # arcs looked at / arcs of the graph, certificates included
+    seconds: float
+    seconds_certificates: float
+    root: int
+    exact: bool  # every edge is
+    gap: float  # largest (weight - lower) / weight over the edges
+    nontrivial: int  # cuts found that are not a single vertex
+    nu: float  # proven lower bound on the second eigenvalue of the normalised Laplacian; 0 when none was proven
+    nu_proof: str  # "none" | "frobenius" | "cholesky": how it was proven (of the largest component)
+    components: int
+    representation: str  # "none" (no flow was needed) | "block" | "csr"
+
+def info() -> Info: ...
+def devices() -> Devices: ...
+def max_flow(
+    n: int,
+    blocks: list[Block],
+    csr: Csr | None,
+    s: int,
+    t: int,
+    side_out: Capsule,  # bool or uint8 [n]: 1 on the source side
+    settings: Settings,
+) -> FlowResult: ...
+def gomory_hu(
+    n: int,
+    blocks: list[Block],
+    csr: Csr | None,
+    parent_out: Capsule,  # int64 [n]: -1 at the root
+    weight_out: Capsule,  # float64 [n]: inf at the root
+    lower_out: Capsule,  # float64 [n]: inf at the root
+    certified_out: Capsule,  # uint8 [n]: 0 by flow (and the root), 1 deficiency bound, 3 another connected component
+    settings: Settings,
+) -> TreeResult: ...
+def cut_values(
+    n: int,
+    blocks: list[Block],
+    csr: Csr | None,
+    labels: Capsule,  # int64 [n], 0 <= label < k
+    out: Capsule,  # float64 [k]: capacity between the vertices of a label and all others, compensated
+    settings: Settings,
+) -> None: ...
+def degree_cpu(
+    n: int,
+    blocks: list[Block],
+    csr: Csr | None,
+    out: Capsule,  # float64 [n]: strengths, compensated sums
+    settings: Settings,
+) -> None: ...
+def degree_cuda(
+    block: Capsule,  # float32|float64 [R, C] on a CUDA device; signed weights, |w| is summed
+    row_out: Capsule,  # float64 [R] on the same device
+    col_out: Capsule,  # float64 [C] on the same device
+    stream: int,
+) -> None: ...
