@@ -23,15 +23,17 @@ def strengths(weight: Tensor, scale: Tensor, power: int = 1) -> Tensor:
     return a.flatten(2).sum(2) * scale if a.ndim > 2 else a * scale
 
 
-def leak_of(weight: Tensor, scale: Tensor, row_label: Tensor, col_label: Tensor, power: int = 1) -> tuple[Tensor, Tensor]:
+def leak_of(
+    weight: Tensor, scale: Tensor, row_label: Tensor, col_label: Tensor, power: int = 1
+) -> tuple[Tensor, Tensor]:
     """Return ``(leak [rows], strength [rows])`` of one matrix.
 
-    ``r_i = sum_j A_ij``, ``P_ij = A_ij / r_i``, ``leak_i = 1 - sum_{j: c_j = c_i} P_ij``. Columns labelled -1 are left out
-    of every sum; rows labelled -1 and rows with ``r_i = 0`` have leak 0 and strength 0.
+    ``r_i = sum_j A_ij``, ``P_ij = A_ij / r_i``, ``leak_i = 1 - sum_{j: c_j = c_i} P_ij``. Columns labelled -1 are
+    left out of every sum; rows labelled -1 and rows with ``r_i = 0`` have leak 0 and strength 0.
     """
     a = strengths(weight, scale, power) * (col_label >= 0)
     r = a.sum(1)
-    live = (row_label >= 0) & (r > 0)
+    live = (row_label >= 0) & ~(r <= 0)  # NaN stays alive: it must not pass as a silent 0
     p = a / torch.where(live, r, 1.0)[:, None]
     inside = (p * (row_label[:, None] == col_label[None, :])).sum(1)
     return torch.where(live, 1.0 - inside, 0.0), torch.where(live, r, 0.0)
@@ -57,7 +59,7 @@ def gradient_of(
     """Return d(sum_i w_i leak_i)/dW in closed form: sign(W_ij) s_j w_i / r_i * (1[c_i != c_j] - leak_i)."""
     leak, r = leak_of(weight, scale, row_label, col_label, power)
     cross = (row_label[:, None] != col_label[None, :]).to(leak.dtype)
-    per_row = torch.where(r > 0, row_weight / torch.where(r > 0, r, 1.0), 0.0)
+    per_row = torch.where(r != 0, row_weight / torch.where(r != 0, r, 1.0), 0.0)
     da = per_row[:, None] * (cross - leak[:, None]) * (scale * (col_label >= 0))
     da = da.reshape(*da.shape, *[1] * (weight.ndim - 2))
     return da * (weight.sign() if power == 1 else 2 * weight)

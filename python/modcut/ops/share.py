@@ -60,7 +60,7 @@ def share_rows(
         power: 1 for |W|, 2 for W^2.
 
     Returns:
-        ``leak`` in [0, 1] and ``strength`` r_i; float64 where a weight is float64, else float32, whatever autocast says.
+        ``leak`` in [0, 1] and ``strength`` r_i; float64 where a weight is, else float32, whatever autocast says.
 
     Raises:
         TypeError: a dtype is not supported.
@@ -119,7 +119,9 @@ def share_shrink_(
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _check(weights: Sequence[Tensor], scales: Tensor, row_labels: Tensor, col_labels: Tensor, k: int, power: int) -> None:
+def _check(
+    weights: Sequence[Tensor], scales: Tensor, row_labels: Tensor, col_labels: Tensor, k: int, power: int
+) -> None:
     if not weights:
         raise ValueError("weights must hold at least one matrix, got none")
     rows = cols = 0
@@ -193,7 +195,7 @@ def _share_rows(
 ) -> tuple[Tensor, Tensor]:
     dtype = _dtype(weights)
     with torch.autocast(scales.device.type, enabled=False):
-        tables = _tables(scales, col_labels, k, dtype).split([w.shape[1] for w in weights])
+        tables = torch.split(_tables(scales, col_labels, k, dtype), [w.shape[1] for w in weights])
         sums = torch.empty(row_labels.shape[0], k, dtype=dtype, device=scales.device)  # block sums of every row
         at = 0
         for w, table in zip(weights, tables, strict=True):
@@ -205,7 +207,7 @@ def _share_rows(
             at += w.shape[0]
         strength = sums.sum(1)
         inside = sums.gather(1, row_labels.clamp(min=0)[:, None])[:, 0]
-        live = (row_labels >= 0) & (strength > 0)
+        live = (row_labels >= 0) & ~(strength <= 0)  # NaN stays alive: it must not pass as a silent 0
         # The cross sum, not 1 - inside / r: exact zeros where nothing crosses, no cancellation where little does.
         leak = torch.where(live, (strength - inside).clamp_(min=0) / torch.where(live, strength, 1.0), 0.0)
         return leak, torch.where(live, strength, 0.0)
@@ -224,8 +226,8 @@ def _share_rows_grad(
 ) -> list[Tensor]:
     dtype = leak.dtype
     with torch.autocast(scales.device.type, enabled=False):
-        tables = _tables(scales, col_labels, k, dtype).split([w.shape[1] for w in weights])
-        live = strength > 0
+        tables = torch.split(_tables(scales, col_labels, k, dtype), [w.shape[1] for w in weights])
+        live = strength != 0
         per_row = torch.where(live, row_weights.to(dtype) / torch.where(live, strength, 1.0), 0.0)
         cross = row_labels[:, None] != torch.arange(k, device=row_labels.device)
         slopes = per_row[:, None] * (cross.to(dtype) - leak[:, None])  # [sum R_m, k]: d/dA_ij depends on (i, c_j) only

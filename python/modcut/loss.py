@@ -1,0 +1,758 @@
+"""The modularity loss: how much of what each neuron receives comes from outside its own module.
+
+    A_ij = |W_ij| s_j      P_ij = A_ij / sum_j A_ij      leak_i = 1 - sum_{j: c_j = c_i} P_ij      L = mean_i leak_i
+
+``s_j`` is the root mean square of the input that the weight actually reads (running, not differentiated), so no
+rescaling of neurons, normalisation gains or value/output pairs moves L. The mean is over the live target neurons of
+each axis class and then over classes; labels are hard, one per neuron over the whole network. L is in [0, 1], 0 exactly
+when no weight crosses modules (:mod:`modcut.ops.share` has the operator and its closed-form gradient).
+
+A low leak is not independence: judge a network by deleting its cross-module weights (:func:`modcut.cut_and_run`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from modcut import _norms
+from modcut._terms import Terms, terms_of
+from modcut.graph.types import WeightGraph
+from modcut.graph.units import check_labels, units_of
+from modcut.ops import share_rows, share_rows_grad, share_shrink_
+from modcut.partition import Partition
+
+METHODS = ("share",)
+_PLANNED = ("ncut", "tree", "spectral")
+EDGES = ("contribution", "abs", "square")
+
+_FORMAT = "modcut-loss-1"
+_WARMUP, _RAMP = 200, 300
+# Norms change slowly once training has settled: after so many steps, only every so many passes are measured.
+_SETTLED, _EVERY = 128, 8
+_HYSTERESIS = 0.98  # a refreshed partition must lower the leak by 2 % to replace the old one
+
+
+class ModularityLoss(nn.Module):
+    """The contribution-share loss with its schedule: warm up, find the partition, ramp up, hold.
+
+    ::
+
+        crit = modcut.ModularityLoss(model, k=8)
+        for batch in data:
+            loss = task_loss(model, batch) + crit()
+            loss.backward(); optimizer.step(); optimizer.zero_grad(); crit.step()
+
+    During the warm-up ``crit()`` is 0 (and still supports ``backward``). In its last ``gather`` steps, hooks note which
+    neurons are used in which samples (activation times gradient); then the partition is found from that *function*, or,
+    where nothing could be gathered, from the weights alone. ``crit.partition_origin`` says which.
+
+    The model is held weakly. Frozen parameters count in the value and receive no gradient; weights without a place in
+    the graph do not count (``crit.graph.not_covered``). Dead neurons (no incoming weight, or an output that was never
+    anything but 0) are not averaged in: they cannot pose as isolated modules.
+
+    Args:
+        model: any module; wrappers of torch.compile and DistributedDataParallel are looked through.
+        k: number of modules; that of ``partition`` where one is given.
+        method: ``"share"``; others are planned and raise.
+        edge: ``"contribution"`` (invariant to rescaling). ``"abs"`` and ``"square"``, |W| and W^2 with normalisation
+            gains, can be faked by rescaling neurons: for reproducing papers.
+        partition: a :class:`~modcut.Partition` or int64 labels [n] to use from the start; then there is no warm-up.
+        graph: the model's weight graph, where it is at hand already.
+        seed: of the clustering.
+        lam: factor on the loss.
+        warmup: steps before the partition is found. Default: 0 with ``partition`` or ``data``, else 200.
+        ramp: steps over which the loss grows from 0 to its full weight. Default: 300 after a warm-up, else 0.
+        refresh: look for a better partition every so many steps (kept only if it lowers the leak by 2 %); ``None``:
+            the first one stays, which is what worked.
+        gather: steps before a partition is looked for in which usage is gathered.
+        inputs: dial in [0, 1] for weights that start at inputs or embeddings or end at outputs, 0 leaves them out.
+            Default: 0, or 1 where the network has no other weights (one hidden layer).
+        example_inputs: for tracing the graph, see :func:`modcut.weight_graph`.
+        data: batches to find the functional partition on, instead of gathering while training.
+        loss_fn: ``loss_fn(model, batch)`` for ``data``, where the model returns no loss.
+
+    Raises:
+        ValueError: an argument is out of range, ``k`` exceeds the units of the largest layer, labels of another graph.
+        TypeError: ``model`` is no module.
+
+    Memory: labels and one number per column; no mask of any weight's size. Each call reads every weight once.
+    """
+
+    labels: Tensor
+    mean_square: Tensor
+    mass: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        k: int = 8,
+        *,
+        method: str = "share",
+        edge: str = "contribution",
+        partition: Partition | Tensor | None = None,
+        graph: WeightGraph | None = None,
+        seed: int = 0,
+        lam: float = 1.0,
+        warmup: int | None = None,
+        ramp: int | None = None,
+        refresh: int | None = None,
+        gather: int = 64,
+        inputs: float | None = None,
+        example_inputs: Any = None,
+        data: Any = None,
+        loss_fn: Any = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        model = unwrap(model)
+        _check_choice("method", method, METHODS, _PLANNED)
+        _check_choice("edge", edge, EDGES)
+        _check_range("lam", lam, 0.0, math.inf)
+        _check_range("inputs", inputs, 0.0, 1.0)
+        for name, value, least in (
+            ("warmup", warmup, 0),
+            ("ramp", ramp, 0),
+            ("refresh", refresh, 1),
+            ("gather", gather, 1),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if next(model.parameters(), None) is None:
+            raise ValueError(f"model must have parameters to be partitioned, {type(model).__name__} has none")
+        if graph is None:
+            from modcut.graph.trace import weight_graph
+
+            graph = weight_graph(model, example_inputs)
+        self.graph = graph
+        self.method, self.edge, self.seed, self.lam = method, edge, seed, float(lam)
+        self._model = weakref.ref(model)
+        self._data, self._loss_fn = data, loss_fn
+        self._terms = _layout(model, graph, inputs)
+        self.inputs = _dial(self._terms) if inputs is None else float(inputs)
+
+        labels = None
+        if partition is not None:
+            labels, k = _given(graph, partition, k)
+        _check_k(graph, k)
+        self.k = k
+        given = partition is not None
+        self.warmup = (0 if given or data is not None else _WARMUP) if warmup is None else warmup
+        self.ramp = (_RAMP if self.warmup else 0) if ramp is None else ramp
+        self.refresh, self.gather = refresh, gather
+
+        self._norms = _norms.Layout(graph, model, self._terms.matrices)
+        self.sizes = tuple(end - start for _, _, start, end in self._norms.sources)
+        double = any(w.parameter().dtype == torch.float64 for w in self._terms.weights)
+        device = self._terms.weights[0].parameter().device
+        zeros = torch.zeros(self._norms.size, dtype=torch.float64 if double else torch.float32, device=device)
+        self.register_buffer("labels", torch.full((graph.n,), -1, dtype=torch.int64, device=device))
+        self.register_buffer("mean_square", zeros)
+        self.register_buffer("mass", torch.zeros(len(self.sizes), dtype=zeros.dtype, device=device))
+
+        self._steps = 0
+        self._start = -1  # the step at which the partition was set
+        self._calls = 0
+        self._recorder: Any = None
+        self._balanced: dict[int, tuple[Any, Tensor]] = {}
+        self._index: dict[str, Tensor] = {}
+        self._partition: Partition | None = None
+        self.partition_origin = f"none yet: warm-up of {self.warmup} steps"
+        self._handles = _norms.attach(self._norms, model, self) if edge == "contribution" else []
+        try:
+            if labels is not None:
+                self._set(labels, "given")
+            elif self.warmup == 0:
+                self._find()
+            self._watch()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- value ---------------------------------------------------------------------------------------------------------
+
+    def forward(self) -> Tensor:
+        """Return ``lam * weight * leak`` as a differentiable scalar; 0 as long as there is no partition.
+
+        Raises:
+            ValueError: a weight is NaN or infinite (checked on the CPU; on other devices by :meth:`step`).
+            RuntimeError: the model is gone or its parameters changed shape.
+        """
+        self._count_call()
+        if self._start < 0:
+            return torch.zeros((), device=self.labels.device, requires_grad=True)
+        return self.leak() * (self.lam * self.weight)
+
+    def leak(self) -> Tensor:
+        """Return the leak itself, in [0, 1], without schedule and factor; differentiable.
+
+        Raises:
+            RuntimeError: there is no partition yet.
+        """
+        if self._start < 0:
+            raise RuntimeError(f"the leak needs a partition, there is none before step {self.warmup} (warm-up)")
+        weights = [w.get() for w in self._terms.weights]
+        leak, strength = share_rows(weights, *self._arguments(weights), power=self._power)
+        value = (leak * self._row_weights(strength)).sum()
+        if not torch.compiler.is_compiling() and value.device.type == "cpu" and not bool(torch.isfinite(value)):
+            self._check_weights()
+        return value
+
+    @torch.no_grad()
+    def backward_(self, scale: float = 1.0) -> float:
+        """Add ``scale`` times the gradient of :meth:`forward` to every ``.grad`` in closed form; return the value.
+
+        The same numbers as ``(scale * crit()).backward()`` without an autograd graph. Frozen parameters are skipped.
+        """
+        self._count_call()
+        if self._start < 0:
+            return 0.0
+        weights = [w.get() for w in self._terms.weights]
+        arguments = self._arguments(weights)
+        leak, strength = share_rows(weights, *arguments, power=self._power)
+        omega = self._row_weights(strength)
+        value = float((leak * omega).sum())
+        if not math.isfinite(value):
+            self._check_weights()
+        factor = self.lam * self.weight
+        if factor * scale:
+            grads = share_rows_grad(omega * (factor * scale), leak, strength, weights, *arguments, power=self._power)
+            for live, grad in zip(self._terms.weights, grads, strict=True):
+                p = live.parameter()
+                if not p.requires_grad:
+                    continue
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                if p.grad.stride() == p.stride():
+                    live.view(p.grad).add_(grad)
+                else:
+                    whole = torch.zeros_like(p)
+                    live.view(whole).copy_(grad)
+                    p.grad.add_(whole)
+        return value * factor
+
+    @torch.no_grad()
+    def shrink_(self, rate: Mapping[int, Tensor | float]) -> None:
+        """Shrink the cross-module weights of parameters in place, by ``rate * lam * weight * s_j / r_i``.
+
+        Args:
+            rate: learning rate by ``id`` of the parameter; parameters that are missing are left alone.
+                (:class:`modcut.optim.Proximal` calls this after each optimizer step.)
+        """
+        factor = self.lam * self.weight
+        if not factor or not rate:
+            return
+        weights = [w.get() for w in self._terms.weights]
+        scales, row_labels, col_labels, k = self._arguments(weights)
+        _, strength = share_rows(weights, scales, row_labels, col_labels, k, power=self._power)
+        heights, widths = list(self._terms.heights), list(self._terms.widths)
+        parts = zip(
+            self._terms.weights,
+            torch.split(strength, heights),
+            torch.split(row_labels, heights),
+            torch.split(scales, widths),
+            torch.split(col_labels, widths),
+            torch.split(self._dials(), heights),
+            strict=True,
+        )
+        for live, r, row_label, scale, col_label, dial in parts:
+            p = live.parameter()
+            lr = float(rate.get(id(p), 0.0))
+            if lr and p.requires_grad:
+                # A boundary class on a dial below 1 is shrunk that much less: as if its rows were stronger.
+                share_shrink_(
+                    live.view(p), scale, row_label, col_label, torch.where(dial > 0, r / dial, 0.0), lr * factor
+                )
+
+    @property
+    def weight(self) -> float:
+        """The schedule's multiplier in [0, 1]: 0 in the warm-up, then rising over ``ramp`` steps to 1."""
+        if self._start < 0:
+            return 0.0
+        return 1.0 if not self.ramp else min(1.0, (self._steps - self._start + 1) / self.ramp)
+
+    @property
+    def phase(self) -> str:
+        """``warm-up``, ``ramp`` or ``hold``."""
+        return "warm-up" if self._start < 0 else "hold" if self.weight >= 1 else "ramp"
+
+    @property
+    def steps(self) -> int:
+        """How often :meth:`step` was called."""
+        return self._steps
+
+    # -- schedule ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Advance the schedule by one training step; call it after ``optimizer.step()``.
+
+        Raises:
+            ValueError: a weight is NaN or infinite (looked at every 100 steps and whenever a partition is found).
+        """
+        self._steps += 1
+        if self._steps % 100 == 0:
+            self._check_weights()
+        if self._start < 0:
+            if self._steps >= self.warmup:
+                self._find()
+        elif self.refresh is not None and (self._steps - self._start) % self.refresh == 0:
+            self._find()
+        self._watch()
+
+    def close(self) -> None:
+        """Remove every hook from the model. The loss stays usable with the norms it has."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._drop_recorder()
+
+    @property
+    def recording(self) -> bool:
+        """Whether the next training pass updates the input norms."""
+        return self.training and (self._steps < _SETTLED or self._steps % _EVERY == 0)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, as long as it exists elsewhere."""
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model of this loss no longer exists")
+        return model
+
+    @property
+    def partition(self) -> Partition | None:
+        """The partition in use, or ``None`` during the warm-up."""
+        if self._start < 0:
+            return None
+        if self._partition is None:
+            meta = {"method": self.partition_origin, "seed": self.seed, "step": self._start}
+            self._partition = Partition(self.labels.cpu(), self.graph, self.k, meta)
+        return self._partition
+
+    def _watch(self) -> None:
+        """Gather usage in the steps before the next search for a partition."""
+        due: int | None = None
+        if self._start < 0:
+            due = self.warmup - self._steps
+        elif self.refresh is not None and self.partition_origin.startswith("functional"):
+            due = self.refresh - (self._steps - self._start) % self.refresh
+        wanted = due is not None and due <= self.gather and self._data is None
+        if wanted and self._recorder is None:
+            from modcut.graph.statistics import Recorder
+
+            self._recorder = Recorder(self.graph, self.model).attach()
+        elif not wanted:
+            self._drop_recorder()
+
+    def _drop_recorder(self) -> None:
+        if self._recorder is not None:
+            self._recorder.detach()
+            self._recorder = None
+
+    def _find(self) -> None:
+        from modcut.clustering import functional_labels, spectral_labels
+
+        self._check_weights()
+        statistics, why = None, "no data was given and no usage was gathered"
+        if self._data is not None:
+            from modcut.graph.statistics import collect
+
+            statistics = collect(self.graph, self.model, self._data, self._loss_fn)
+            source = f"{statistics.windows} samples of data"
+        elif self._recorder is not None:
+            statistics = self._recorder.statistics()
+            source = f"{statistics.windows} samples of training steps {max(0, self._steps - self.gather)}-{self._steps}"
+            self._drop_recorder()
+        labels = None
+        if statistics is not None and statistics.windows > 1:
+            try:
+                observed = {
+                    name: x for name, x in statistics.input_mean_square.items() if name not in statistics.not_observed
+                }
+                labels = functional_labels(
+                    self.graph, statistics.profile, self.k, self.seed, input_mean_square=observed
+                )
+                origin = f"functional, from {source}"
+            except ValueError as error:
+                why = str(error)
+        elif statistics is not None:
+            why = f"{statistics.windows} samples with a backward pass were seen, at least 2 are needed"
+        if labels is None:
+            labels = spectral_labels(self.graph, self.k, self.seed)
+            origin = f"spectral, from the weights ({why})"
+        if self._start < 0:
+            self._set(labels, origin)
+        else:
+            self._replace(labels, origin)
+
+    def _replace(self, labels: Tensor, origin: str) -> None:
+        old = self.labels.clone()
+        with torch.no_grad():
+            before = float(self.leak())
+            self._put(_aligned(old.cpu(), labels, self.k))
+            if float(self.leak()) < _HYSTERESIS * before:
+                self.partition_origin = f"{origin}, refreshed at step {self._steps}"
+            else:
+                self._put(old)
+
+    def _set(self, labels: Tensor, origin: str) -> None:
+        self._start, self.partition_origin = self._steps, origin
+        self._put(labels)
+
+    def _put(self, labels: Tensor) -> None:
+        self.labels = labels.to(self.labels.device, torch.int64)
+        self._partition = None
+        self._index.clear()
+
+    def _count_call(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._calls += 1
+        if self._start < 0 and self._steps == 0 and self._calls == max(100, 2 * self.warmup):
+            warnings.warn(
+                f"crit() was called {self._calls} times but crit.step() never: the loss stays 0 in its warm-up "
+                "(call crit.step() after optimizer.step(), or pass warmup=0)",
+                stacklevel=3,
+            )
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _power(self) -> int:
+        return 2 if self.edge == "square" else 1
+
+    def _arguments(self, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Scales and labels as the operator wants them, on the device of the weights."""
+        device = weights[0].device
+        if any(w.device != device for w in weights):
+            raise RuntimeError(
+                f"all weights must be on one device, got {sorted({str(w.device) for w in weights})}: "
+                "models spread over devices are not supported yet"
+            )
+        if self.labels.device != device:
+            self.to(device)
+        index = self._flat(device)
+        return self._scales(weights), index["row_label"], index["col_label"], self.k
+
+    def _flat(self, device: torch.device) -> dict[str, Tensor]:
+        if not self._index or self._index["row_label"].device != device:
+            t = self._terms
+            extended = torch.cat([self.labels.cpu(), torch.tensor([-1])])  # vertex -1 finds label -1
+            index = {
+                "row_label": extended[t.row_vertex],
+                "col_label": extended[t.col_vertex],
+                "row_group": t.row_group,
+                "row_vertex": t.row_vertex,
+                "col_vertex": t.col_vertex,
+                "group_weight": t.group_weight.to(self.mean_square.dtype),
+                "place": self._norms.place.clamp(min=0),
+                "owner": self._norms.owner.repeat_interleave(torch.tensor(t.widths)),
+            }
+            self._index = {name: x.to(device) for name, x in index.items()}
+        return self._index
+
+    def scales(self) -> dict[str, Tensor]:
+        """Return the scale s_j of every column by matrix name (the latest term of each), [cols]."""
+        parts = torch.split(self._scales([w.get() for w in self._terms.weights]), list(self._terms.widths))
+        return {m.name: part for m, part in zip(self._terms.matrices, parts, strict=True)}
+
+    @torch.no_grad()
+    def _scales(self, weights: list[Tensor]) -> Tensor:
+        """Return s_j of every column of every term, [C]."""
+        if self.edge != "contribution":
+            parts = []
+            for m, w in zip(self._terms.matrices, weights, strict=True):
+                gain = torch.ones(w.shape[1], device=w.device) if m.gain is None else m.gain().detach().abs()
+                parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.mean_square.dtype))
+            return torch.cat(parts)
+        index = self._flat(weights[0].device)
+        if self.mean_square.numel():
+            mass = self.mass[index["owner"].clamp(min=0)]
+            seen = (index["owner"] >= 0) & (mass > 0)
+            measured = (self.mean_square[index["place"]] / torch.where(seen, mass, 1.0)).clamp(min=0).sqrt()
+        else:
+            seen, measured = (
+                torch.zeros_like(index["place"], dtype=torch.bool),
+                index["place"].to(self.mean_square.dtype),
+            )
+        fallback = self._fallback(weights)
+        return measured if fallback is None else torch.where(seen, measured, fallback)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _fallback(self, weights: list[Tensor]) -> Tensor | None:
+        """Return balanced scales for the terms whose inputs were never measured, [C]; None where all were."""
+        owner, mass = self._norms.owner, self.mass.cpu()
+        missing = [i for i, o in enumerate(owner.tolist()) if o < 0 or not float(mass[o]) > 0]
+        if not missing:
+            return None
+        parts = [torch.ones(n, dtype=self.mean_square.dtype, device=weights[0].device) for n in self._terms.widths]
+        cols = torch.split(self._terms.col_vertex, list(self._terms.widths))
+        for i in missing:
+            w = weights[i]
+            # In training, weights move at every step and their balance slowly: it is not iterated anew each time.
+            key = (self._steps // 16,) if self._steps else (w.data_ptr(), w._version)
+            known = self._balanced.get(i)
+            if known is None or known[0] != key:
+                self._balanced[i] = known = (key, _norms.balanced_scale(w, cols[i]))
+            parts[i] = known[1].to(parts[i])
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _row_weights(self, strength: Tensor) -> Tensor:
+        """Return how much each row counts in the mean, [R]: 0 for rows that are not live; they add up to 1."""
+        index = self._flat(strength.device)
+        live = self._live(index) & (strength != 0)
+        groups = index["group_weight"].to(strength.dtype)
+        count = torch.zeros_like(groups).index_add_(0, index["row_group"], live.to(groups.dtype))
+        groups = torch.where(count > 0, groups, 0.0)
+        share = groups / (count.clamp(min=1) * groups.sum().clamp(min=torch.finfo(groups.dtype).tiny))
+        return torch.where(live, share[index["row_group"]], 0.0)
+
+    def _dials(self) -> Tensor:
+        """Return the dial of every row's class, [R]."""
+        index = self._flat(self.labels.device)
+        return index["group_weight"][index["row_group"]]
+
+    def _live(self, index: dict[str, Tensor]) -> Tensor:
+        """Return which rows' neurons are alive, bool [R]: not those whose output was observed and always 0."""
+        if self.edge != "contribution" or not self.mean_square.numel():
+            return index["row_label"] >= 0
+        n, owner = self.graph.n, index["owner"]
+        seen = ((owner >= 0) & (self.mass[owner.clamp(min=0)] > 0) & (index["col_vertex"] >= 0)).to(torch.int64)
+        active = seen * (self.mean_square[index["place"]] > 0)
+        at = torch.where(index["col_vertex"] >= 0, index["col_vertex"], n)
+        read = torch.zeros(n + 1, dtype=torch.int64, device=at.device).index_add_(0, at, seen)
+        alive = torch.zeros_like(read).index_add_(0, at, active)
+        dead = (read > 0) & (alive == 0)
+        return (index["row_label"] >= 0) & ~dead[torch.where(index["row_vertex"] >= 0, index["row_vertex"], n)]
+
+    @torch.no_grad()
+    def record(self, source: int, mean_square: Tensor) -> None:
+        """Take in the mean square of one source's features in one training pass (called by the hooks)."""
+        _, _, start, end = self._norms.sources[source]
+        new = mean_square.to(self.mean_square.device, self.mean_square.dtype)
+        # A pass that overflowed (a skipped step of mixed precision) must not poison the average.
+        share = (1 - _norms.DECAY) * torch.isfinite(new).all()
+        self.mean_square[start:end].lerp_(torch.nan_to_num(new, 0.0, 0.0, 0.0), share.to(new.dtype))
+        self.mass[source].lerp_(torch.ones_like(self.mass[source]), share.to(new.dtype))
+
+    def _check_weights(self) -> None:
+        for w in self._terms.weights:
+            if not bool(torch.isfinite(w.parameter().detach()).all()):
+                raise ValueError(f"parameter {w.name} must be finite, it holds NaN or infinity")
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> Tensor:
+        """Return the schedule's position as a byte tensor of JSON: state dicts hold tensors only (safetensors)."""
+        state = {
+            "format": _FORMAT,
+            "k": self.k,
+            "steps": self._steps,
+            "start": self._start,
+            "origin": self.partition_origin,
+        }
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over the position saved by :meth:`get_extra_state`; labels and norms are buffers.
+
+        Raises:
+            ValueError: the state is of another format or another k.
+        """
+        saved = json.loads(bytes(torch.as_tensor(state).cpu().tolist()))
+        if saved.get("format") != _FORMAT:
+            raise ValueError(f"the state must be of format {_FORMAT}, got {saved.get('format')!r}")
+        if saved["k"] != self.k:
+            raise ValueError(f"the state must be of the same number of modules (k = {self.k}), got k = {saved['k']}")
+        self._steps, self._start, self.partition_origin = saved["steps"], saved["start"], saved["origin"]
+        self._partition = None
+        self._index.clear()
+        self._balanced.clear()
+        self._drop_recorder()
+        self._watch()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ModularityLoss:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._index.clear()
+        self._balanced.clear()
+        self._partition = None
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModularityLoss:
+        """Copy the loss: for the copied model where that is copied along (a copied trainer), else for the same one."""
+        model = memo.get(id(self._model()))
+        copied = type(self)(
+            self.model if model is None else model,
+            self.k,
+            method=self.method,
+            edge=self.edge,
+            partition=self.labels.cpu() if self._start >= 0 else None,
+            graph=self.graph if model is None else None,
+            seed=self.seed,
+            lam=self.lam,
+            warmup=max(self.warmup, 1),
+            ramp=self.ramp,
+            refresh=self.refresh,
+            gather=self.gather,
+            inputs=self.inputs,
+            data=self._data,
+            loss_fn=self._loss_fn,
+        )
+        copied.warmup = self.warmup
+        copied.load_state_dict(self.state_dict())
+        memo[id(self)] = copied
+        return copied.train(self.training)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a ModularityLoss belongs to a live model and is not pickled: save crit.state_dict() instead")
+
+    def extra_repr(self) -> str:
+        """Return what the printed module shows."""
+        return f"k={self.k}, edge={self.edge!r}, lam={self.lam}, phase={self.phase}, partition: {self.partition_origin}"
+
+
+# ---- the one-line form -----------------------------------------------------------------------------------------------
+_cache: weakref.WeakKeyDictionary[nn.Module, tuple[dict[str, Any], Any, ModularityLoss]] = weakref.WeakKeyDictionary()
+
+
+def modularity_loss(model: nn.Module, **kwargs: Any) -> Tensor:
+    """Return the leak of a model as a differentiable scalar in [0, 1], straight away: no schedule, no data needed.
+
+    ::
+
+        loss = task_loss + 0.5 * modcut.modularity_loss(model)
+
+    The first call traces the model and finds a partition from its weights; both are cached with the model (weakly: the
+    cache keeps no model alive) and used by later calls with the same arguments. Hooks then keep the running norms of
+    its inputs in training passes; until there were any, sources count as balanced (see :class:`ModularityLoss` for the
+    loss with warm-up and functional partition). Another set of arguments, or parameters that were replaced or reshaped,
+    start anew; so does :func:`reset`.
+
+    Args:
+        model: any module.
+        kwargs: of :class:`ModularityLoss`. Defaults here: ``k`` = 8 or as many as the largest layer has units,
+            ``warmup=0``, ``ramp=0``.
+
+    Raises:
+        As :class:`ModularityLoss`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    state = tuple((name, id(p), tuple(p.shape)) for name, p in model.named_parameters())
+    known = _cache.get(model)
+    if known is None or known[1] != state or not _same(known[0], kwargs):
+        reset(model)
+        settings = {"warmup": 0, "ramp": 0, **kwargs}
+        if "k" not in settings and settings.get("partition") is None:
+            graph = settings.get("graph")
+            if graph is None:
+                from modcut.graph.trace import weight_graph
+
+                graph = settings["graph"] = weight_graph(model, settings.get("example_inputs"))
+            settings["k"] = max(1, min(8, _largest(graph)))
+        known = (kwargs, state, ModularityLoss(model, **settings))
+        _cache[model] = known
+    value: Tensor = known[2]()
+    return value
+
+
+def reset(model: nn.Module | None = None) -> None:
+    """Forget the cached state of :func:`modularity_loss` for one model, or for all, and remove its hooks."""
+    for m in [unwrap(model)] if model is not None else list(_cache):
+        known = _cache.pop(m, None)
+        if known is not None:
+            known[2].close()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside wrappers of torch.compile and DistributedDataParallel."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    plain = (int, float, str, type(None))
+    return a.keys() == b.keys() and all(
+        a[name] is b[name] or (isinstance(a[name], plain) and isinstance(b[name], plain) and a[name] == b[name])
+        for name in a
+    )
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+def _check_choice(name: str, value: str, known: tuple[str, ...], planned: tuple[str, ...] = ()) -> None:
+    if value not in known:
+        more = f" ({value!r} is planned, not built yet)" if value in planned else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{more}")
+
+
+def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> Terms:
+    terms = terms_of(model, graph, 0.0 if inputs is None else inputs)
+    if not terms.weights and inputs is None:
+        terms = terms_of(model, graph, 1.0)
+    if not terms.weights:
+        if graph.matrices and not inputs:
+            raise ValueError(
+                "inputs must be above 0 for this model: each of its weight matrices touches its inputs or outputs"
+            )
+        raise ValueError(
+            f"model must have a weight matrix between neurons, the graph of {type(model).__name__} has none"
+            + (f" (not covered: {graph.not_covered[0][0]}: {graph.not_covered[0][1]})" if graph.not_covered else "")
+        )
+    return terms
+
+
+def _dial(terms: Terms) -> float:
+    return 1.0 if all(name.endswith("(boundary)") for name in terms.group_names) else 0.0
+
+
+def _largest(graph: WeightGraph) -> int:
+    return max((ids.numel() for _, kind, ids in units_of(graph).members() if kind in ("hidden", "head")), default=0)
+
+
+def _check_k(graph: WeightGraph, k: int) -> None:
+    most = _largest(graph)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1 or (most and k > most):
+        raise ValueError(f"k must be between 1 and the number of units of the largest layer ({most}), got {k}")
+
+
+def _given(graph: WeightGraph, partition: Partition | Tensor, k: int) -> tuple[Tensor, int]:
+    if isinstance(partition, Partition):
+        mine = [(s.name, s.size, s.offset) for s in graph.spaces]
+        if [(s.name, s.size, s.offset) for s in partition.graph.spaces] != mine:
+            raise ValueError(
+                f"partition must be of this model's graph ({graph.n} vertices in {len(mine)} spaces), "
+                f"got one of {partition.graph.n} vertices in {len(partition.graph.spaces)} spaces"
+            )
+        return partition.labels, partition.k
+    labels, found = check_labels(graph, partition)
+    return labels, max(found, 1)
+
+
+def _aligned(old: Tensor, new: Tensor, k: int) -> Tensor:
+    """Rename the modules of ``new`` so that they overlap most with ``old``."""
+    overlap = torch.zeros(k, k, dtype=torch.int64).index_put_((new, old), torch.ones_like(new), accumulate=True)
+    rows, cols = linear_sum_assignment(-overlap.numpy())
+    rename = torch.from_numpy(np.asarray(cols)[np.argsort(rows)])
+    return rename[new]
