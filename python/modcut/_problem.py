@@ -295,7 +295,8 @@ def _check_sparse_symmetric(a: sp.csr_array) -> sp.csr_array:
 
 def _check_total(p: Problem) -> None:
     """Refuse graphs whose strengths add up to more than their number type holds."""
-    total = sum(float(b.values.sum(dtype=torch.float64)) for b in p.blocks)
+    # A float32 sum would need 10^269 entries to overflow float64.
+    total = sum(float(b.values.sum(dtype=torch.float64)) for b in p.blocks if b.values.dtype != torch.float32)
     with np.errstate(over="ignore"):
         total += float(p.csr.sum(dtype=np.float64)) if p.csr is not None else 0.0
     if p.integer and total >= INTEGER_TOTAL:
