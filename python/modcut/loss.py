@@ -19,15 +19,14 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from modcut import _norms
+from modcut._labels import aligned, check_k, find_labels, given_labels, largest_layer
+from modcut._norms import InputNorms, balanced_scale
 from modcut._terms import Terms, terms_of
+from modcut.graph.statistics import Recorder, collect
 from modcut.graph.types import WeightGraph
-from modcut.graph.units import check_labels, units_of
 from modcut.ops import share_rows, share_rows_grad, share_shrink_
 from modcut.partition import Partition
 
@@ -89,8 +88,6 @@ class ModularityLoss(nn.Module):
     """
 
     labels: Tensor
-    mean_square: Tensor
-    mass: Tensor
 
     def __init__(
         self,
@@ -143,22 +140,22 @@ class ModularityLoss(nn.Module):
 
         labels = None
         if partition is not None:
-            labels, k = _given(graph, partition, k)
-        _check_k(graph, k)
+            labels, k = given_labels(graph, partition)
+        check_k(graph, k)
         self.k = k
         given = partition is not None
         self.warmup = (0 if given or data is not None else _WARMUP) if warmup is None else warmup
         self.ramp = (_RAMP if self.warmup else 0) if ramp is None else ramp
         self.refresh, self.gather = refresh, gather
 
-        self._norms = _norms.Layout(graph, model, self._terms.matrices)
-        self.sizes = tuple(end - start for _, _, start, end in self._norms.sources)
         double = any(w.parameter().dtype == torch.float64 for w in self._terms.weights)
         device = self._terms.weights[0].parameter().device
-        zeros = torch.zeros(self._norms.size, dtype=torch.float64 if double else torch.float32, device=device)
         self.register_buffer("labels", torch.full((graph.n,), -1, dtype=torch.int64, device=device))
-        self.register_buffer("mean_square", zeros)
-        self.register_buffer("mass", torch.zeros(len(self.sizes), dtype=zeros.dtype, device=device))
+        dtype = torch.float64 if double else torch.float32
+        self.norms = InputNorms(model, graph, self._terms.matrices, dtype=dtype, device=device)
+        """Running mean squares of the inputs of all matrices."""
+        if edge != "contribution":
+            self.norms.close()
 
         self._steps = 0
         self._start = -1  # the step at which the partition was set
@@ -168,7 +165,6 @@ class ModularityLoss(nn.Module):
         self._index: dict[str, Tensor] = {}
         self._partition: Partition | None = None
         self.partition_origin = f"none yet: warm-up of {self.warmup} steps"
-        self._handles = _norms.attach(self._norms, model, self) if edge == "contribution" else []
         try:
             if labels is not None:
                 self._set(labels, "given")
@@ -311,15 +307,8 @@ class ModularityLoss(nn.Module):
 
     def close(self) -> None:
         """Remove every hook from the model. The loss stays usable with the norms it has."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self.norms.close()
         self._drop_recorder()
-
-    @property
-    def recording(self) -> bool:
-        """Whether the next training pass updates the input norms."""
-        return self.training and (self._steps < _SETTLED or self._steps % _EVERY == 0)
 
     @property
     def model(self) -> nn.Module:
@@ -340,7 +329,8 @@ class ModularityLoss(nn.Module):
         return self._partition
 
     def _watch(self) -> None:
-        """Gather usage in the steps before the next search for a partition."""
+        """Decide what the hooks gather in the next training pass: input norms, and usage before a search is due."""
+        self.norms.recording = self._steps < _SETTLED or self._steps % _EVERY == 0
         due: int | None = None
         if self._start < 0:
             due = self.warmup - self._steps
@@ -348,8 +338,6 @@ class ModularityLoss(nn.Module):
             due = self.refresh - (self._steps - self._start) % self.refresh
         wanted = due is not None and due <= self.gather and self._data is None
         if wanted and self._recorder is None:
-            from modcut.graph.statistics import Recorder
-
             self._recorder = Recorder(self.graph, self.model).attach()
         elif not wanted:
             self._drop_recorder()
@@ -360,36 +348,14 @@ class ModularityLoss(nn.Module):
             self._recorder = None
 
     def _find(self) -> None:
-        from modcut.clustering import functional_labels, spectral_labels
-
         self._check_weights()
-        statistics, why = None, "no data was given and no usage was gathered"
+        statistics = None
         if self._data is not None:
-            from modcut.graph.statistics import collect
-
             statistics = collect(self.graph, self.model, self._data, self._loss_fn)
-            source = f"{statistics.windows} samples of data"
         elif self._recorder is not None:
             statistics = self._recorder.statistics()
-            source = f"{statistics.windows} samples of training steps {max(0, self._steps - self.gather)}-{self._steps}"
             self._drop_recorder()
-        labels = None
-        if statistics is not None and statistics.windows > 1:
-            try:
-                observed = {
-                    name: x for name, x in statistics.input_mean_square.items() if name not in statistics.not_observed
-                }
-                labels = functional_labels(
-                    self.graph, statistics.profile, self.k, self.seed, input_mean_square=observed
-                )
-                origin = f"functional, from {source}"
-            except ValueError as error:
-                why = str(error)
-        elif statistics is not None:
-            why = f"{statistics.windows} samples with a backward pass were seen, at least 2 are needed"
-        if labels is None:
-            labels = spectral_labels(self.graph, self.k, self.seed)
-            origin = f"spectral, from the weights ({why})"
+        labels, origin = find_labels(self.graph, self.k, self.seed, statistics)
         if self._start < 0:
             self._set(labels, origin)
         else:
@@ -399,7 +365,7 @@ class ModularityLoss(nn.Module):
         old = self.labels.clone()
         with torch.no_grad():
             before = float(self.leak())
-            self._put(_aligned(old.cpu(), labels, self.k))
+            self._put(aligned(old.cpu(), labels, self.k))
             if float(self.leak()) < _HYSTERESIS * before:
                 self.partition_origin = f"{origin}, refreshed at step {self._steps}"
             else:
@@ -454,9 +420,9 @@ class ModularityLoss(nn.Module):
                 "row_group": t.row_group,
                 "row_vertex": t.row_vertex,
                 "col_vertex": t.col_vertex,
-                "group_weight": t.group_weight.to(self.mean_square.dtype),
-                "place": self._norms.place.clamp(min=0),
-                "owner": self._norms.owner.repeat_interleave(torch.tensor(t.widths)),
+                "group_weight": t.group_weight.to(self.norms.mass.dtype),
+                "place": self.norms.place,
+                "owner": self.norms.owner.repeat_interleave(torch.tensor(t.widths)),
             }
             self._index = {name: x.to(device) for name, x in index.items()}
         return self._index
@@ -473,29 +439,20 @@ class ModularityLoss(nn.Module):
             parts = []
             for m, w in zip(self._terms.matrices, weights, strict=True):
                 gain = torch.ones(w.shape[1], device=w.device) if m.gain is None else m.gain().detach().abs()
-                parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.mean_square.dtype))
+                parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.norms.mass.dtype))
             return torch.cat(parts)
         index = self._flat(weights[0].device)
-        if self.mean_square.numel():
-            mass = self.mass[index["owner"].clamp(min=0)]
-            seen = (index["owner"] >= 0) & (mass > 0)
-            measured = (self.mean_square[index["place"]] / torch.where(seen, mass, 1.0)).clamp(min=0).sqrt()
-        else:
-            seen, measured = (
-                torch.zeros_like(index["place"], dtype=torch.bool),
-                index["place"].to(self.mean_square.dtype),
-            )
-        fallback = self._fallback(weights)
-        return measured if fallback is None else torch.where(seen, measured, fallback)
+        square, seen = self.norms.read(index["place"], index["owner"])
+        balanced = self._balanced_scales(weights)
+        return square.sqrt() if balanced is None else torch.where(seen, square.sqrt(), balanced)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _fallback(self, weights: list[Tensor]) -> Tensor | None:
+    def _balanced_scales(self, weights: list[Tensor]) -> Tensor | None:
         """Return balanced scales for the terms whose inputs were never measured, [C]; None where all were."""
-        owner, mass = self._norms.owner, self.mass.cpu()
-        missing = [i for i, o in enumerate(owner.tolist()) if o < 0 or not float(mass[o]) > 0]
+        missing = self.norms.missing()
         if not missing:
             return None
-        parts = [torch.ones(n, dtype=self.mean_square.dtype, device=weights[0].device) for n in self._terms.widths]
+        parts = [torch.ones(n, dtype=self.norms.mass.dtype, device=weights[0].device) for n in self._terms.widths]
         cols = torch.split(self._terms.col_vertex, list(self._terms.widths))
         for i in missing:
             w = weights[i]
@@ -503,7 +460,7 @@ class ModularityLoss(nn.Module):
             key = (self._steps // 16,) if self._steps else (w.data_ptr(), w._version)
             known = self._balanced.get(i)
             if known is None or known[0] != key:
-                self._balanced[i] = known = (key, _norms.balanced_scale(w, cols[i]))
+                self._balanced[i] = known = (key, balanced_scale(w, cols[i]))
             parts[i] = known[1].to(parts[i])
         return torch.cat(parts)
 
@@ -525,26 +482,17 @@ class ModularityLoss(nn.Module):
 
     def _live(self, index: dict[str, Tensor]) -> Tensor:
         """Return which rows' neurons are alive, bool [R]: not those whose output was observed and always 0."""
-        if self.edge != "contribution" or not self.mean_square.numel():
-            return index["row_label"] >= 0
-        n, owner = self.graph.n, index["owner"]
-        seen = ((owner >= 0) & (self.mass[owner.clamp(min=0)] > 0) & (index["col_vertex"] >= 0)).to(torch.int64)
-        active = seen * (self.mean_square[index["place"]] > 0)
-        at = torch.where(index["col_vertex"] >= 0, index["col_vertex"], n)
-        read = torch.zeros(n + 1, dtype=torch.int64, device=at.device).index_add_(0, at, seen)
-        alive = torch.zeros_like(read).index_add_(0, at, active)
-        dead = (read > 0) & (alive == 0)
-        return (index["row_label"] >= 0) & ~dead[torch.where(index["row_vertex"] >= 0, index["row_vertex"], n)]
-
-    @torch.no_grad()
-    def record(self, source: int, mean_square: Tensor) -> None:
-        """Take in the mean square of one source's features in one training pass (called by the hooks)."""
-        _, _, start, end = self._norms.sources[source]
-        new = mean_square.to(self.mean_square.device, self.mean_square.dtype)
-        # A pass that overflowed (a skipped step of mixed precision) must not poison the average.
-        share = (1 - _norms.DECAY) * torch.isfinite(new).all()
-        self.mean_square[start:end].lerp_(torch.nan_to_num(new, 0.0, 0.0, 0.0), share.to(new.dtype))
-        self.mass[source].lerp_(torch.ones_like(self.mass[source]), share.to(new.dtype))
+        live = index["row_label"] >= 0
+        if self.edge != "contribution":
+            return live
+        square, seen = self.norms.read(index["place"], index["owner"])
+        seen &= index["col_vertex"] >= 0
+        at = torch.where(seen, index["col_vertex"], self.graph.n)  # one more place for what does not count
+        read, active = torch.zeros(2, self.graph.n + 1, dtype=torch.int64, device=at.device)
+        read.index_add_(0, at, seen.long())
+        active.index_add_(0, at, (seen & (square > 0)).long())
+        dead = (read > 0) & (active == 0)
+        return live & ~dead[torch.where(live, index["row_vertex"], self.graph.n)]
 
     def _check_weights(self) -> None:
         for w in self._terms.weights:
@@ -661,7 +609,7 @@ def modularity_loss(model: nn.Module, **kwargs: Any) -> Tensor:
                 from modcut.graph.trace import weight_graph
 
                 graph = settings["graph"] = weight_graph(model, settings.get("example_inputs"))
-            settings["k"] = max(1, min(8, _largest(graph)))
+            settings["k"] = max(1, min(8, largest_layer(graph)))
         known = (kwargs, state, ModularityLoss(model, **settings))
         _cache[model] = known
     value: Tensor = known[2]()
@@ -725,34 +673,3 @@ def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> Terms
 
 def _dial(terms: Terms) -> float:
     return 1.0 if all(name.endswith("(boundary)") for name in terms.group_names) else 0.0
-
-
-def _largest(graph: WeightGraph) -> int:
-    return max((ids.numel() for _, kind, ids in units_of(graph).members() if kind in ("hidden", "head")), default=0)
-
-
-def _check_k(graph: WeightGraph, k: int) -> None:
-    most = _largest(graph)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1 or (most and k > most):
-        raise ValueError(f"k must be between 1 and the number of units of the largest layer ({most}), got {k}")
-
-
-def _given(graph: WeightGraph, partition: Partition | Tensor, k: int) -> tuple[Tensor, int]:
-    if isinstance(partition, Partition):
-        mine = [(s.name, s.size, s.offset) for s in graph.spaces]
-        if [(s.name, s.size, s.offset) for s in partition.graph.spaces] != mine:
-            raise ValueError(
-                f"partition must be of this model's graph ({graph.n} vertices in {len(mine)} spaces), "
-                f"got one of {partition.graph.n} vertices in {len(partition.graph.spaces)} spaces"
-            )
-        return partition.labels, partition.k
-    labels, found = check_labels(graph, partition)
-    return labels, max(found, 1)
-
-
-def _aligned(old: Tensor, new: Tensor, k: int) -> Tensor:
-    """Rename the modules of ``new`` so that they overlap most with ``old``."""
-    overlap = torch.zeros(k, k, dtype=torch.int64).index_put_((new, old), torch.ones_like(new), accumulate=True)
-    rows, cols = linear_sum_assignment(-overlap.numpy())
-    rename = torch.from_numpy(np.asarray(cols)[np.argsort(rows)])
-    return rename[new]

@@ -19,10 +19,11 @@ class Proximal(Optimizer):
 
         W_ij <- sign(W_ij) max(|W_ij| - lr * lam * weight * s_j / r_i, 0)        where c_i != c_j
 
-    Decoupled like the weight decay of AdamW: the optimizer's scaling does not distort it, weights reach exactly 0 and no
-    autograd graph is needed. Use it instead of adding ``crit()`` to the loss (both together count twice). ``lr`` is that
-    of the parameter's group at the time; ``lam`` and ``weight`` (the schedule) are those of ``crit``; ``crit.step()``
-    stays yours to call. Parameters that the optimizer does not hold, or that got no gradient in this step, are left alone.
+    Decoupled like the weight decay of AdamW: the optimizer's scaling does not distort it, weights reach exactly 0 and
+    no autograd graph is needed. Use it instead of adding ``crit()`` to the loss (both together count twice). ``lr`` is
+    that of the parameter's group at the time; ``lam`` and ``weight`` (the schedule) are those of ``crit``;
+    ``crit.step()`` stays yours to call. Parameters that the optimizer does not hold, or that got no gradient in this
+    step, are left alone.
 
     Args:
         optimizer: any :class:`torch.optim.Optimizer`. Its groups, state and state dict are passed through, so learning
@@ -59,7 +60,7 @@ class Proximal(Optimizer):
         """The state of the wrapped optimizer."""
         return self.optimizer.state
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Step the optimizer, then shrink the cross-module weights; return what the optimizer returned."""
         result = self.optimizer.step(closure) if closure is not None else self.optimizer.step()
         self.shrink()

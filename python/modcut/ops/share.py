@@ -88,8 +88,7 @@ def share_rows_grad(
     ``leak`` and ``strength`` are what :func:`share_rows` returned for the same arguments.
     """
     _check(weights, scales, row_labels, col_labels, k, power)
-    args = (list(weights), scales, row_labels, col_labels, k, power)
-    return list(torch.ops.modcut.share_rows_grad(row_weights, leak, strength, *args))
+    return _gradients(row_weights, leak, strength, list(weights), scales, row_labels, col_labels, k, power)
 
 
 @torch.no_grad()
@@ -164,6 +163,10 @@ def _share_rows_grad_fake(
     return [torch.empty_like(w) for w in weights]
 
 
+def _gradients(*args: Any) -> list[Tensor]:
+    return list(torch.ops.modcut.share_rows_grad(*args))
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     weights, scales, row_labels, col_labels, ctx.k, ctx.power = inputs
     ctx.mark_non_differentiable(output[1])
@@ -172,8 +175,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad_leak: Tensor, _grad_strength: Tensor) -> tuple[Any, ...]:
     leak, strength, scales, row_labels, col_labels, *weights = ctx.saved_tensors
-    args = (weights, scales, row_labels, col_labels, ctx.k, ctx.power)
-    grads = torch.ops.modcut.share_rows_grad(grad_leak, leak, strength, *args)
+    grads = _gradients(grad_leak, leak, strength, weights, scales, row_labels, col_labels, ctx.k, ctx.power)
     return grads, None, None, None, None, None
 
 
