@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modcut._transport import balanced_assignment
-from modcut.graph.edges import standardised
-from modcut.graph.interventions import read_vertices
+from modcut.graph.edges import usage
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED, Units, strength, units_of
 
@@ -56,7 +55,7 @@ def functional_labels(
     """
     units = units_of(graph)
     clustered = _clustered(units, k)
-    z = unit_profiles(graph, units, profile)
+    z = unit_profiles(graph, profile)
     if not bool(z.any()):
         raise ValueError("profile must show usage that varies over windows, got none for any hidden unit or head")
     embedding = _principal(z, max(k - 1, 1))
@@ -96,7 +95,7 @@ def slice_labels(
         raise ValueError(f"labelled slices must be at least 2 with at least 2 windows each, got {counts.tolist()}")
     units = units_of(graph)
     clustered = _clustered(units, k)
-    x = unit_profiles(graph, units, profile).double()
+    x = unit_profiles(graph, profile).double()
     score = torch.zeros(clustered.numel(), k, dtype=torch.float64)
     for c in range(k):
         a, b = x[slices == c], x[slices != c]
@@ -183,7 +182,7 @@ def choose_k(
     clustered = _clustered(units, 1)
     most = max(2, min(max_k, _largest_family(units)))
     if profile is not None:
-        z = unit_profiles(graph, units, profile).double()
+        z = unit_profiles(graph, profile).double()
         spectrum = torch.linalg.eigvalsh(z @ z.T).flip(0)[:most] / max(clustered.numel(), 1)
         values = spectrum.tolist()
     else:
@@ -194,19 +193,10 @@ def choose_k(
     return 2 + int(np.argmax(gaps)), values
 
 
-def unit_profiles(graph: WeightGraph, units: Units, profile: Tensor) -> Tensor:
+def unit_profiles(graph: WeightGraph, profile: Tensor) -> Tensor:
     """Return the standardised profiles of the clustered units, float32 [windows, clustered units] (unit columns)."""
-    if profile.ndim != 2 or profile.shape[1] != graph.n:
-        raise ValueError(f"profile must have shape [windows, {graph.n}], got {list(profile.shape)}")
-    # Query-key usage measures the same head a second time, on another scale: heads are their value vertices.
-    read = read_vertices(graph)
-    values = profile.cpu().float()
-    heads = torch.zeros(graph.n, dtype=torch.bool)
-    for s in graph.spaces:
-        heads[s.vertices] = bool(s.head)
-    if bool((heads & read).any()):
-        values = values * (~heads | read)
-    return standardised(units.sum(values)[:, _clustered(units, 1)])
+    z, units = usage(graph, profile)
+    return z[:, _clustered(units, 1)]
 
 
 def balanced_kmeans(

@@ -123,7 +123,7 @@ def find_modules(
             k, meta["spectrum"] = choose_k(graph, statistics.profile, max_k=max_k, seed=seed)
             meta["k_chosen_by"] = "eigengap"
             # A gap exists in any spectrum: the same eigenvalue with every profile shuffled says what chance gives.
-            null = choose_k(graph, shuffled(statistics, seed).profile, max_k=max_k, seed=seed)[1]
+            null = choose_k(graph, shuffled(statistics, seed, graph).profile, max_k=max_k, seed=seed)[1]
             meta["null_spectrum"] = null
     if labelled:
         meta["slices"] = list(statistics.slice_names)
@@ -132,7 +132,7 @@ def find_modules(
         labels = functional_labels(graph, statistics.profile, k, seed, input_mean_square=squares)
     else:
         real = tree_cut(graph, statistics, power=power)
-        null_cut = tree_cut(graph, shuffled(statistics, seed), power=power)
+        null_cut = tree_cut(graph, shuffled(statistics, seed, graph), power=power)
         labels = attach_by_weight(graph, real.labels(k), k)
         meta |= {
             "conductance": real.conductance[: k - 1],

@@ -8,9 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from modcut.graph.interventions import read_vertices
 from modcut.graph.statistics import Statistics
 from modcut.graph.types import Block, Matrix, Strength, WeightGraph
+from modcut.graph.units import Units, units_of
 
+_TINY = torch.finfo(torch.float32).tiny
 NAMES = ("abs", "square", "contribution", "cousage")
 
 
@@ -26,8 +29,9 @@ def with_edge(
     - ``abs``: ``|W_ij|`` with the gains of adjacent normalisations folded in; ``square``: its square.
     - ``contribution``: ``|W_ij| * rms(input_j)``, the input as the weight sees it (its gain included).
     - ``cousage``: ``|W_ij| * max(0, corr_ij) ** power`` with corr the correlation over windows of the two vertices'
-      centred ``sqrt(|activation * gradient|)`` profiles. The graph whose small cuts are functional; to be read beside
-      the same graph on :func:`shuffled` statistics. Correlations are computed block by block, O(windows) per edge.
+      centred ``sqrt(|activation * gradient|)`` profiles (:func:`usage`; a head's vertices share the head's). The graph
+      whose small cuts are functional; to be read beside the same graph on :func:`shuffled` statistics. Correlations are
+      computed block by block, O(windows) per edge.
     - a callable ``Block -> Tensor [rows.size, cols.size]``.
 
     Args:
@@ -62,48 +66,67 @@ def with_edge(
                 raise ValueError(f"power must be positive, got {power}")
             if statistics.windows < 2:
                 raise ValueError(f"co-usage needs at least 2 windows, got {statistics.windows}")
-            name, strength = edge, _cousage(_folded(matrices, 1), statistics.profile, power)
+            name, strength = edge, _cousage(_folded(matrices, 1), graph, statistics.profile, power)
     blocks = tuple(replace(b, strength=strength) for b in graph.blocks)
     return replace(graph, blocks=blocks, edge=name, statistics=statistics)
 
 
-def shuffled(statistics: Statistics, seed: int = 0) -> Statistics:
-    """Return the null of co-usage: every vertex's profile with its windows in an order of its own.
+def shuffled(statistics: Statistics, seed: int = 0, graph: WeightGraph | None = None) -> Statistics:
+    """Return the null of co-usage: every profile with its windows in an order of its own.
 
-    Each vertex keeps its weights and the distribution of its usage; who is used together is left to chance.
+    Each vertex keeps its weights and the distribution of its usage; who is used together is left to chance. With the
+    ``graph``, whole heads are shuffled as one, as they are read by :func:`usage`.
     """
     generator = torch.Generator().manual_seed(seed)
-    # Raw usage shares the loss of the window between vertices; shuffled per vertex it would only add noise to the
-    # normalisation, so the null shuffles what the correlation sees: usage with the windows already normalised.
+    # The loss of a window scales all its usage: it is taken out before windows are mixed, as the correlations do.
     p = statistics.profile
-    p = p / p.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    order = torch.rand(p.shape, generator=generator).argsort(0)
+    p = p / (p if graph is None else p[:, _inner(graph)]).sum(1, keepdim=True).clamp_min(_TINY)
+    if graph is None:
+        order = torch.rand(p.shape, generator=generator).argsort(0)
+    else:
+        units = units_of(graph)
+        order = torch.rand(p.shape[0], units.count, generator=generator).argsort(0)[:, units.unit]
     return replace(statistics, profile=p.gather(0, order))
 
 
-def standardised(profile: Tensor, over: Tensor | None = None) -> Tensor:
-    """Return usage profiles as unit columns: windows normalised, square root, centred over windows.
+def usage(graph: WeightGraph, profile: Tensor) -> tuple[Tensor, Units]:
+    """Return the standardised usage of every unit, float32 [windows, units], and the units.
 
-    Products of columns are then correlations: ``Z.T @ Z = corr``. Columns without variance become 0.
-
-    Args:
-        profile: float [windows, m], non-negative.
-        over: Normalise each window by its sum over these columns (mask bool [m] or ids); all by default.
+    A head is one unit: the sum over its value vertices (its query-key vertices measure the same head a second time).
+    Windows are normalised by their total over neurons, heads and residual channels (a hard window uses everything
+    more: without this the first direction is the loss), square roots are centred over windows, and columns scaled to
+    norm 1, so that ``Z.T @ Z`` holds correlations. Columns without variance are 0.
 
     Raises:
-        ValueError: the profile is not a finite, non-negative matrix.
+        ValueError: the profile is not a finite, non-negative matrix [windows, n].
     """
-    if profile.ndim != 2 or not bool(torch.isfinite(profile).all()) or bool((profile < 0).any()):
-        raise ValueError(
-            f"profile must be a finite non-negative matrix [windows, vertices], got shape {list(profile.shape)}"
-        )
-    x = profile.float()
-    total = (x if over is None else x[:, over]).sum(1, keepdim=True)
-    # Hard windows use everything more: without this, the first direction is the loss of the window.
-    x = torch.where(total > 0, x / total.clamp_min(torch.finfo(torch.float32).tiny), x).sqrt()
+    if profile.ndim != 2 or profile.shape[1] != graph.n:
+        raise ValueError(f"profile must have shape [windows, {graph.n}], got {list(profile.shape)}")
+    if not bool(torch.isfinite(profile).all()) or bool((profile < 0).any()):
+        raise ValueError("profile must be finite and non-negative, got NaN, infinity or a negative entry")
+    units = units_of(graph)
+    values = profile.detach().cpu().float()
+    inner = _inner(graph)
+    total = values[:, inner].sum(1, keepdim=True)
+    read, heads = read_vertices(graph), torch.zeros(graph.n, dtype=torch.bool)
+    for s in graph.spaces:
+        heads[s.vertices] = bool(s.head)
+    if bool((heads & read).any()):
+        values = values * (~heads | read)
+    x = units.sum(values)
+    x = torch.where(total > 0, x / total.clamp_min(_TINY), x).sqrt()
     x = x - x.mean(0)
     norm = x.norm(dim=0)
-    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), torch.zeros_like(x))
+    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), torch.zeros_like(x)), units
+
+
+def _inner(graph: WeightGraph) -> Tensor:
+    """Vertices whose usage a window is normalised by, bool [n]: read by weights, neither inputs nor outputs."""
+    inner = read_vertices(graph)
+    for s in graph.spaces:
+        if s.kind in ("input", "output"):
+            inner[s.vertices] = False
+    return inner if bool(inner.any()) else torch.ones(graph.n, dtype=torch.bool)
 
 
 def _entries(block: Block, matrices: dict[str, Matrix]) -> Tensor:
@@ -147,13 +170,13 @@ def _contribution(matrices: dict[str, Matrix], statistics: Statistics) -> Streng
     return lambda block: _scaled(block, matrices, rms.get(block.source))
 
 
-def _cousage(base: Strength, profile: Tensor, power: float) -> Strength:
-    z = standardised(profile)
+def _cousage(base: Strength, graph: WeightGraph, profile: Tensor, power: float) -> Strength:
+    z, units = usage(graph, profile)
 
     def strength(block: Block) -> Tensor:
         a = base(block)
-        zz = z.to(a.device)
-        corr = zz[:, block.rows.vertices].T @ zz[:, block.cols.vertices]
+        rows, cols = units.unit[block.rows.vertices], units.unit[block.cols.vertices]
+        corr = z[:, rows].to(a.device).T @ z[:, cols].to(a.device)
         return a * corr.clamp(0, 1).pow(power).to(a.dtype)
 
     return strength
