@@ -111,7 +111,7 @@ class Problem:
         if csr is not None:
             indptr = np.concatenate([csr.indptr, np.full(len(groups), csr.indptr[-1])])
             csr = sp.csr_array((csr.data, csr.indices, indptr), shape=(n, n))
-        grown = Problem(n, d.dtype, (*_as_dtype(self.blocks, d.dtype), *blocks), csr)
+        grown = Problem(n, d.dtype, (*self.blocks, *blocks), csr)  # the engine takes float32 and float64 side by side
         _check_total(grown)
         return grown
 
