@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modcut.graph.ledger import Gain, Ledger, MatrixUse
 from modcut.graph.naming import Group, name_groups
 from modcut.graph.types import Axis, Block, Matrix, Space, Tap, WeightGraph
-from modcut.graph.views import block_view
+from modcut.graph.views import block_view, regular_pieces
 
 VOCABULARY_LIMIT = 1024
 
@@ -291,15 +291,12 @@ def _blocks(matrices: tuple[Matrix, ...], spaces: tuple[Space, ...], uncovered: 
         rows, cols = _per_space(m.row_vertex, spaces, offsets), _per_space(m.col_vertex, spaces, offsets)
         for r, row_index in rows:
             for c, col_index in cols:
-                view = None
-                if row_index is not None and col_index is not None:
-                    view = block_view(m.weight, row_index, col_index)
-                if view is None or row_index is None or col_index is None:
-                    uncovered[f"{m.name} ({r.name} x {c.name})"] = (
-                        "its positions are no regular pattern: no view exists"
-                    )
+                if row_index is None or col_index is None:
+                    uncovered[f"{m.name} ({r.name} x {c.name})"] = "its neurons have different numbers of positions"
                     continue
-                out.append(Block(r, c, view, m.name, row_index, col_index, magnitude))
+                for i in regular_pieces(row_index):
+                    for j in regular_pieces(col_index):
+                        out.append(Block(r, c, block_view(m.weight, i, j), m.name, i, j, magnitude))
     return tuple(out)
 
 
@@ -378,6 +375,4 @@ def _list_rest(ledger: Ledger, label: np.ndarray, uncovered: dict[str, str]) -> 
         elif alone:
             uncovered[part.source] = "not used on the example inputs"
         elif part.tensor.ndim > 1:
-            uncovered[part.source] = (
-                "added or multiplied element by element (a table of constants), joins no two neurons"
-            )
+            uncovered[part.source] = "added or multiplied element by element: it joins no two neurons"

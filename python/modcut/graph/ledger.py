@@ -286,6 +286,8 @@ def _along(values: Tensor, ndim: int, axis: int) -> Tensor:
 # Buffers that hold one number per neuron move with the neurons. Tables that the model's author computed (rotary
 # frequencies, masks, position ids) do not: they are constants, and what they multiply is fixed by their values.
 _STATISTICS = {"running_mean", "running_var", "weight", "bias", "scale", "mean", "var", "std", "gamma", "beta"}
+# Power iteration vectors of spectral normalisation.
+_STATISTICS |= {"_u", "_v", "weight_u", "weight_v"}
 
 
 def _is_statistic(name: str, buffer: Tensor) -> bool:

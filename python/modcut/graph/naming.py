@@ -46,12 +46,12 @@ def name_groups(ledger: Ledger, label: np.ndarray, groups: list[Group]) -> None:
             g.head = f"{base}.head{head}" if base else f"head{head}"
             g.family = f"{base}.heads" if base else "heads"
             g.name = f"{g.head}.{role}"
+        elif "sum" in g.flags and writers[i] and "tokens" not in g.flags:
+            g.kind, g.name = "residual", f"residual.{owner}"
         elif "input" in g.flags or "tokens" in g.flags or ("data" in g.flags and not writers[i]):
             reader = min(readers[i])[1] if readers[i] else owner
             g.kind = "input"
             g.name = f"{reader}.tokens" if "tokens" in g.flags and reader else f"input.{reader}" if reader else "input"
-        elif "sum" in g.flags:
-            g.kind, g.name = "residual", f"residual.{owner}"
         elif "output" in g.flags:
             g.kind, g.name = "output", f"output.{owner}" if owner else "output"
         else:

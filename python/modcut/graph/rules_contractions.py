@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from modcut.graph.ledger import MatrixUse
+from modcut.graph.ledger import Gain, MatrixUse
 from modcut.graph.rules_elementwise import combine
 from modcut.graph.tracer import ALWAYS, Call, Traced, Tracer, compact, differs, rule, varying
 
@@ -22,7 +22,18 @@ class _Side:
         self.met = [s for s in shadows if s.shape[2] > 1 or (size_one and s.numel() == 1)]
         if len(self.met) > 1 and size_one and len(self.met) == len(shadows) and traced.value.numel() == 1:
             self.met = self.met[-1:]  # a 1 x 1 map: both axes look alike; inputs come last in a Linear
-        self.kept = [s for s in shadows if not any(s is m for m in self.met)]
+        pure = [s for s in self.met if s.shape[1] == 1]
+        mixed = [s for s in self.met if s.shape[1] > 1]
+        rest = [s for s in shadows if not any(s is m for m in self.met)]
+        if pure and mixed:  # result channels of one map per head: their sum over heads makes them one
+            self.met = pure
+            rest += mixed
+        self.kept = rest
+        """Shadows of the result; those that also vary along the contracted dimension are merged along it."""
+
+    def result(self, tr: Tracer) -> list[Tensor]:
+        """Return the shadows that pass on, [n, kept, 1]."""
+        return [tr.ledger.merge(s, [2]) for s in self.kept]
 
 
 def product(tr: Tracer, a: Traced, b: Traced, dims: str) -> tuple[list[Tensor], Tensor | None, tuple[MatrixUse, ...]]:
@@ -30,12 +41,15 @@ def product(tr: Tracer, a: Traced, b: Traced, dims: str) -> tuple[list[Tensor], 
 
     Returns the result's shadows [n, m, p], its attention tags, and the linear maps that were applied.
     """
-    lift = (lambda t: t.unsqueeze(0)) if dims == "mm" else (lambda t: t)
+
+    def lift(t: Tensor) -> Tensor:
+        return t.unsqueeze(0) if dims == "mm" else t
+
     left = _Side(a, lift(a.value), [lift(s) for s in a.shadows])
     right = _Side(b, lift(b.value).transpose(1, 2), [lift(s).transpose(1, 2) for s in b.shadows])
     uses = _meet(tr, left, right)
     tag = _tags(tr, left, right, None if a.tag is None else lift(a.tag), None if b.tag is None else lift(b.tag))
-    kept = [*left.kept, *(s.transpose(1, 2) for s in right.kept)]
+    kept = [*left.result(tr), *(s.transpose(1, 2) for s in right.result(tr))]
     for s in kept:
         if s.shape[0] > 1:  # every batch index multiplies by another matrix
             tr.ledger.told_apart(s, [0])
@@ -53,19 +67,17 @@ def _meet(tr: Tracer, left: _Side, right: _Side) -> tuple[MatrixUse, ...]:
         for s in side.kept + side.met:
             if s.shape[0] > 1 and not side.traced.tainted:
                 _split_batch(tr, s)
-    heads = {id(s): [ledger.merge(m, [1]) for m in s.met] for s in (left, right)}  # [n, 1, k]
-    a, b = heads[id(left)], heads[id(right)]
+    a, b = ([ledger.merge(m, [1]) for m in side.met] for side in (left, right))  # [n, 1, k]
     for first in a[:1]:
-        for other in b + a[1:]:
-            ledger.union(first, other)
-    for mine, other in ((a, right), (b, left)):
+        for same in b + a[1:]:
+            ledger.union(first, same)
+    for mine, theirs, opposite in ((a, b, right), (b, a, left)):
         for s in mine:
             ledger.told_apart(s, [0] if s.shape[0] > 1 else [])
-            if not heads[id(other)] and s.shape[2] > 1:
-                if differs(other.value, 2):
-                    ledger.told_apart(s, [2], soft="contracted at {where} with values in the order of the data")
-                    if other.traced.tainted:
-                        ledger.flag("data", s)
+            if not theirs and s.shape[2] > 1 and differs(opposite.value, 2):
+                ledger.told_apart(s, [2], soft="contracted at {where} with values in the order of the data")
+                if opposite.traced.tainted:
+                    ledger.flag("data", s)
     uses: list[MatrixUse] = []
     pairs = [(left, right), (right, left)]
     if not left.traced.tainted and not right.traced.tainted:
@@ -94,7 +106,7 @@ def _split_batch(tr: Tracer, s: Tensor) -> None:
         tr.ledger.split_stack(s)
 
 
-def _gain(x: _Side, w: _Side) -> object:
+def _gain(x: _Side, w: _Side) -> Gain | None:
     return x.traced.gain if x.traced.gain is not None and x.value.shape[2] == w.met[0].shape[2] else None
 
 

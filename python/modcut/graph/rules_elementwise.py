@@ -79,7 +79,8 @@ def _break_by_values(tr: Tracer, operands: Sequence[Traced], items: list[_Item],
             broken = [d for d in free if cache.setdefault(d, differs(t.value, d - shift))]
             if not broken:
                 continue
-            tr.ledger.told_apart(item.shadow, broken, soft="combined at {where} with values that differ along it")
+            what = "values of the data" if t.tainted else "constants (as of a rotary embedding)"
+            tr.ledger.told_apart(item.shadow, broken, soft=f"combined at {{where}} with {what} that differ along it")
             if not operands[item.operand].tainted and set(broken) == varying(item.shadow):
                 items.remove(item)  # a table of the author's order (positions): nothing to follow
 

@@ -14,7 +14,7 @@ VIEWS = (
     "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind", "expand",
     "squeeze", "unsqueeze", "alias", "detach", "diagonal", "unfold", "narrow", "movedim", "swapaxes", "view_as",
     "_reshape_alias", "lift_fresh", "expand_as", "tensor_split", "_reshape_copy", "positive", "real", "imag", "conj",
-    "_conj", "resolve_conj", "resolve_neg",
+    "_conj", "resolve_conj", "as_strided", "resolve_neg",
 )  # fmt: skip
 COPIES = ("clone", "contiguous", "flip", "roll", "repeat", "rot90", "repeat_interleave", "channel_shuffle",
           "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "tile")  # fmt: skip
@@ -26,8 +26,24 @@ def _move(call: Call, shadow: Tensor, shape: torch.Size) -> list[Tensor]:
     name, kwargs = call.name, dict(call.kwargs)
     if name in {"view", "_unsafe_view", "_reshape_alias", "_reshape_copy"}:
         out: Any = full.reshape(args[0])
-    elif name in {"lift_fresh", "real", "conj", "_conj", "resolve_conj", "resolve_neg", "alias", "detach", "positive"} or name in {"clone", "contiguous"}:
+    elif name in {
+        "lift_fresh",
+        "real",
+        "conj",
+        "_conj",
+        "resolve_conj",
+        "as_strided",
+        "resolve_neg",
+        "alias",
+        "detach",
+        "positive",
+    } or name in {"clone", "contiguous"}:
         out = full
+    elif name == "as_strided":
+        x = call.args[0]
+        same = torch.empty_strided(x.shape, x.stride(), dtype=torch.int64).copy_(full)
+        offset = (call.arg(3, "storage_offset") or 0) - x.storage_offset()
+        out = same.as_strided(args[0], args[1], offset) if offset >= 0 else torch.zeros(args[0], dtype=torch.int64)
     else:
         out = call.func(full, *args, **kwargs)
     return list(out) if isinstance(out, (tuple, list)) else [out]
@@ -76,6 +92,17 @@ def _widen(shadow: Tensor, shape: torch.Size, dim: int, sizes: list[int]) -> Ten
     return shadow.expand(target)
 
 
+def _by_kind(part: Traced, dim: int) -> dict[tuple[frozenset[int], int], Tensor]:
+    """Shadows of an operand by the dimensions they vary along, besides the joined one (axes of size 1 say nothing)."""
+    some = any(varying(s) for s in part.shadows)
+    out: dict[tuple[frozenset[int], int], Tensor] = {}
+    for s in part.shadows:
+        if varying(s) or not some:
+            key = varying(s) - {dim}
+            out[(key, sum(k[0] == key for k in out))] = s
+    return out
+
+
 @rule("cat", "concat", "stack")
 def cat(tr: Tracer, call: Call) -> None:
     """Join shadows; an operand without one contributes "no id"."""
@@ -89,10 +116,10 @@ def cat(tr: Tracer, call: Call) -> None:
             Traced(p.value.unsqueeze(dim), [s.unsqueeze(dim) for s in p.shadows], tainted=p.tainted) for p in parts
         ]
     dim %= ndim
-    count = max((len(p.shadows) for p in parts), default=0)
     shadows = []
-    for i in range(count):
-        own = [p.shadows[i] if i < len(p.shadows) else torch.zeros([1] * ndim, dtype=torch.int64) for p in parts]
+    by_kind = [_by_kind(p, dim) for p in parts]
+    for kind in dict.fromkeys(k for kinds in by_kind for k in kinds):
+        own = [kinds.get(kind, torch.zeros([1] * ndim, dtype=torch.int64)) for kinds in by_kind]
         sizes = [max(s.shape[d] for s in own) for d in range(ndim)]
         shadows.append(torch.cat([_widen(s, p.value.shape, dim, sizes) for s, p in zip(own, parts, strict=True)], dim))
     tags = [p.tag for p in parts]

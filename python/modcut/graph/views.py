@@ -17,6 +17,8 @@ def pattern(index: Tensor) -> tuple[int, Pattern] | None:
     first = int(index[0, 0])
     n, repeats = index.shape
     step = int(index[1, 0]) - first if n > 1 else 1
+    if step < 0 or bool((index[0] < first).any()):
+        return None
     expected = index[0][None, :] + torch.arange(n)[:, None] * step
     if not torch.equal(expected, index):
         return None
@@ -35,14 +37,29 @@ def pattern(index: Tensor) -> tuple[int, Pattern] | None:
     return first, [(n, step), *levels]
 
 
-def block_view(weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor | None:
-    """Return the view [rows, cols, *row repeats, *column repeats, *kernel] of ``weight`` [R, C, *kernel], or ``None``.
+def regular_pieces(index: Tensor) -> list[Tensor]:
+    """Cut the repeats of index [n, repeats] into the fewest leading runs that are regular (often one)."""
+    out = []
+    while index.shape[1]:
+        take = next((r for r in range(index.shape[1], 0, -1) if pattern(index[:, :r]) is not None), 0)
+        if not take:  # even one position per neuron is irregular: neuron by neuron
+            raise ValueError("neurons of one space lie in an irregular order on an axis")
+        out.append(index[:, :take])
+        index = index[:, take:]
+    return out
 
-    ``rows`` [n, repeats] and ``cols`` [m, repeats] are positions. The view shares memory with the weight.
+
+def block_view(weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Return the view [rows, cols, *row repeats, *column repeats, *kernel] of ``weight`` [R, C, *kernel].
+
+    ``rows`` [n, repeats] and ``cols`` [m, repeats] are positions in a regular pattern. The view shares memory.
+
+    Raises:
+        ValueError: the positions are not regular.
     """
     r, c = pattern(rows), pattern(cols)
-    if r is None or c is None or any(step < 0 for _, step in r[1] + c[1]):
-        return None
+    if r is None or c is None:
+        raise ValueError("positions must be regular for a view to exist")
     rs, cs = weight.stride(0), weight.stride(1)
     (n, row_step), *row_levels = r[1]
     (m, col_step), *col_levels = c[1]
