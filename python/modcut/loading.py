@@ -63,7 +63,7 @@ def load_model(spec: str, *, config: Path | None = None, trust_remote_code: bool
         loaded = _user_code(spec)
     else:
         raise FileNotFoundError(
-            f"model must be an existing folder or file, package.module:function, or 'smollm2'; {spec!r} is none of these"
+            f"model must be an existing folder or file, package.module:function, or 'smollm2', got {spec!r}"
         )
     loaded.model.eval()
     return loaded

@@ -1,4 +1,4 @@
-"""What the demo measures, each number by one function: loss, behaviour, specialisation, effect of ablating a module."""
+"""What the demo measures, each number by one function: loss, behaviour, what ablating a module does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from modcut.auditing import ablate
 from modcut.auditing.controls import beside_controls, random_modules
-from modcut.controls import matched_labels
 from modcut.demo.data import LIE, Corpus, Prompt
 from modcut.organisms import CharTokenizer
 from modcut.partition import Partition
@@ -80,46 +79,6 @@ class Exam:
         letters = answer.shape[1]
         logits = model(torch.cat([self.prompts, answer[:, :-1]], dim=1))
         return float((logits[:, -letters:].argmax(-1) == answer).all(1).double().mean())
-
-
-def total_variation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Half the L1 distance between two profiles of damage, each normalised to sum 1 (negative damage counts 0).
-
-    NaN where one of them shows no damage at all.
-    """
-    x, y = (torch.tensor(v, dtype=torch.float64).clamp_min(0) for v in (a, b))
-    if not float(x.sum()) or not float(y.sum()):
-        return float("nan")
-    return float((x / x.sum() - y / y.sum()).abs().sum() / 2)
-
-
-def specialisation(
-    model: nn.Module, P: Partition, slices: dict[str, list[Tensor]], reference: Any, draws: int, seed: int
-) -> dict[str, Any]:
-    """Return the TV between two slices' damage over modules, beside random partitions of the same make-up.
-
-    0: both slices are damaged by the same modules; 1: by different ones. Modules are ablated to their means over
-    ``reference``. Cost: (1 + draws) x k ablations on two slices.
-    """
-    names = list(slices)
-    base = losses(model, slices)
-
-    def tv(labels: Tensor) -> float:
-        damage: dict[str, list[float]] = {n: [] for n in names}
-        for i in range(P.k):
-            with ablate(model, P, labels == i, mode="mean", reference=reference):
-                now = losses(model, slices)
-            for n in names:
-                damage[n].append(now[n] - base[n])
-        return total_variation(damage[names[0]], damage[names[1]])
-
-    generator = torch.Generator().manual_seed(seed)
-    value = tv(P.labels)
-    controls = [tv(matched_labels(P.graph, P.labels, generator)) for _ in range(draws)]
-    finite = [c for c in controls if c == c]
-    if value != value or not finite:
-        return {"value": None, "control_mean": None, "n": len(finite), "p": None}
-    return beside_controls(value, finite, seed=seed).to_dict()
 
 
 def module_effects(
