@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from modcut.auditing.ablate import Ablation, ablate
 from modcut.auditing.controls import Effect, beside_controls, random_modules
+from modcut.auditing.decision import Decision
 from modcut.auditing.effects import EffectRow, EffectTable, effect_table
+from modcut.auditing.trace import ModuleEffect, Step, Trace, trace
 
 __all__ = [
     "Ablation",
+    "Decision",
     "Effect",
     "EffectRow",
     "EffectTable",
+    "ModuleEffect",
+    "Step",
+    "Trace",
     "ablate",
     "beside_controls",
     "effect_table",
     "random_modules",
+    "trace",
 ]
