@@ -1,0 +1,357 @@
+"""One self-contained HTML page from results: no network, no scripts, everything that came from data escaped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from modcut import __version__
+from modcut.provenance import stamp
+from modcut.reporting import results, svg, views
+
+# A tree with more vertices than this is summed up in words: its drawing would be a hedge.
+TREE_LIMIT = 64
+# Extra modules in the palette beyond those that any result names, for trees drawn with more vertices than modules.
+_SHOWN_METRICS = (
+    ("leak", "Leak"),
+    ("ncut", "Normalised cut"),
+    ("modularity", "Modularity Q"),
+)
+
+
+def report(
+    path: str | os.PathLike[str],
+    *,
+    partition: Any = None,
+    cards: Any = None,
+    trace: Any = None,
+    comparison: Any = None,
+    effects: Any = None,
+    table: Any = None,
+    tree: Any = None,
+    title: str = "modcut report",
+    meta: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one HTML file that shows the given results; what is not given is left out.
+
+    The file needs no network, runs no script and follows the reader's light or dark style. Every text that comes from
+    data, models or language models is escaped.
+
+    Args:
+        path: the file to write; folders are made, an existing file is replaced in one step.
+        partition: a :class:`modcut.Partition`, or its saved view (:func:`modcut.reporting.partition_view`).
+        cards: :class:`modcut.ModuleCards` or their ``to_dict()``.
+        trace: the result of :func:`modcut.trace` (or its ``to_dict()``), or a list of them.
+        comparison: the result of :func:`modcut.compare`, or its ``to_dict()``.
+        effects: an effect table of :mod:`modcut.auditing`, or its ``to_dict()``.
+        table: ``{"title", "columns", "rows", "note"}``, a sequence of dicts (one per row), or a list of such tables.
+        tree: a :class:`modcut.CutTree` or its ``to_dict()``; drawn up to 64 vertices.
+        title: of the page.
+        meta: further entries for the record (command, data, ...). ``meta["summary"]`` is printed under the title.
+
+    Returns:
+        The path written.
+
+    Raises:
+        TypeError: a result is of another kind.
+        ValueError: a malformed table.
+    """
+    page = render(
+        partition=partition,
+        cards=cards,
+        trace=trace,
+        comparison=comparison,
+        effects=effects,
+        table=table,
+        tree=tree,
+        title=title,
+        meta=meta,
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(target.name + ".tmp")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, target)
+    return target
+
+
+def render(
+    *,
+    partition: Any = None,
+    cards: Any = None,
+    trace: Any = None,
+    comparison: Any = None,
+    effects: Any = None,
+    table: Any = None,
+    tree: Any = None,
+    title: str = "modcut report",
+    meta: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the page that :func:`report` writes."""
+    view = views.read_partition(partition)
+    deck = views.plain(cards, "cards")
+    forest = views.plain(tree, "tree")
+    tables = views.read_tables(table)
+    traces = trace if isinstance(trace, (list, tuple)) else [trace] if trace is not None else []
+    sections = [_trace(views.plain(t, "trace") or {}, at, len(traces)) for at, t in enumerate(traces)]
+    if (measured := views.plain(effects, "effects")) is not None:
+        sections.append(results.section("effects", "Effects of ablation", measured))
+    if (compared := views.plain(comparison, "comparison")) is not None:
+        sections.append(results.section("comparison", "Comparison by module", compared))
+    meta = dict(meta or {})
+    summary = meta.pop("summary", "")
+    shown = [_card(c) for c in deck["cards"]] if deck else []
+    not_covered = _not_covered(view, deck)
+    k = max(
+        [8, *([view["k"]] if view else []), *(c["index"] + 1 for c in shown), *_vertices(forest), *_named(sections)]
+    )
+    context: dict[str, Any] = {
+        "version": __version__,
+        "title": title,
+        "lead": summary,
+        "facts": _facts(view, deck),
+        "style": Markup(_environment().loader.get_source(_environment(), "style.css")[0]),  # type: ignore[union-attr]
+        "light": Markup(svg.palette(k, dark=False)),
+        "dark": Markup(svg.palette(k, dark=True)),
+        "partition": view,
+        "tables": tables,
+        "cards": shown,
+        "cards_note": _cards_note(deck) if deck else "",
+        "traces": sections,
+        "not_covered": not_covered,
+        **_pictures(view, shown, forest),
+        "provenance": _provenance(meta, view, deck, forest),
+    }
+    context["sections"] = [
+        (name, words)
+        for name, words, there in (
+            ("results", "Results", tables),
+            ("modules", "Modules", context["graph_svg"]),
+            ("tree", "Cut tree", context["tree_facts"]),
+            ("cards", "Cards", shown),
+            *((t["id"], t["nav"] if "nav" in t else t["title"], True) for t in sections),
+            ("limits", "Not covered", not_covered),
+            ("provenance", "Record", True),
+        )
+        if there
+    ]
+    return _environment().get_template("report.html.j2").render(context)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("modcut.reporting", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(cell=cell, signed=signed, percent=percent, token=token)
+    return environment
+
+
+def cell(value: Any) -> str:
+    """Return a value as a table shows it: three or four significant digits, words for truth and absence."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "n/a" if math.isnan(value) else "∞" if value > 0 else "−∞"
+        if value == 0:
+            return "0"
+        if abs(value) < 1e-3 or abs(value) >= 1e6:
+            return f"{value:.2e}"
+        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(v) for v in value)
+    return str(value)
+
+
+def signed(value: Any) -> str:
+    """Return a change with its sign."""
+    return f"+{cell(value)}" if isinstance(value, (int, float)) and value > 0 else cell(value)
+
+
+def percent(value: Any) -> str:
+    """Return a share in percent."""
+    return "n/a" if value is None else f"{100 * float(value):.1f} %"
+
+
+def token(value: Any) -> str:
+    """Return text with its line breaks and other unprintable characters visible."""
+    return "".join(
+        c if c.isprintable() else {"\n": "⏎", "\t": "⇥"}.get(c, c.encode("unicode_escape").decode()) for c in str(value)
+    )
+
+
+def _facts(view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    facts = []
+    if view:
+        facts += [("Modules", cell(view["k"])), ("Units", cell(view["n"]))]
+        facts += [(words, cell(float(view[name]))) for name, words in _SHOWN_METRICS if view.get(name) is not None]
+    if deck:
+        meta = deck.get("meta", {})
+        if meta.get("held_out") is not None:
+            facts.append(("Held-out samples", cell(meta["held_out"])))
+        origins = sorted({str(c["origin"]) for c in deck["cards"]})
+        facts.append(("Cards by", ", ".join(origins)))
+    return facts
+
+
+def _pictures(
+    view: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]], forest: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    out: dict[str, Any] = dict.fromkeys(("graph_svg", "occupancy_svg", "scores_svg", "tree_svg"), "")
+    out |= {"tree_facts": [], "tree_caption": "", "interface_table": None, "significance_table": None}
+    titles = {c["index"]: c["title"] for c in shown if c.get("title")}
+    if view:
+        names = [titles.get(i) or f"Module {i}" for i in range(view["k"])]
+        if "strength" in view:
+            out["graph_svg"] = Markup(svg.module_graph(view["sizes"], view["strength"], names=names))
+            out["interface_table"] = _interfaces(view["strength"])
+        if view.get("families"):
+            rows = [f for f in view["families"] if sum(f["counts"])]
+            out["occupancy_svg"] = Markup(svg.occupancy([f["family"] for f in rows], [f["counts"] for f in rows]))
+    rows = [
+        {"label": f"Module {c['index']}", "module": c["index"], **c["scores"]["detection"]}
+        for c in shown
+        if c.get("scores", {}).get("detection")
+    ]
+    if rows:
+        out["scores_svg"] = Markup(svg.dots(rows, title="How well the evidence finds the module on held-out data"))
+        out["scores_caption"] = (
+            f"Detection on held-out data (AUROC, n = {rows[0]['n']:,} positions in {rows[0]['windows']} samples): "
+            "from the evidence alone, find the positions where the module's share of use is in the highest tenth. "
+            "Filled dots: the module, with the 95 % interval over samples. Rings: random modules of the same make-up "
+            "with evidence of their own. Ticks: this module with the evidence of another one. Dashed: chance."
+        )
+    if forest:
+        n = int(forest["n"])
+        finite = [w for w in forest["weight"] if w is not None and math.isfinite(w)]
+        exact = forest.get("exact")
+        facts: list[tuple[str, Any]] = [("vertices", f"{n:,}")]
+        if finite:
+            facts.append(("cut values", f"{cell(float(min(finite)))} to {cell(float(max(finite)))}"))
+        if exact is not None:
+            facts.append(("exact", cell(exact)))
+        out["tree_facts"] = [*facts, *results.record_entries(forest.get("stats") or {})]
+        if 0 < n <= TREE_LIMIT:
+            named = [names[i] for i in range(n)] if view and n == view["k"] else None
+            out["tree_svg"] = Markup(svg.cut_tree(forest["parent"], forest["weight"], names=named))
+            out["tree_caption"] = "Cut tree of the modules." if named else f"Cut tree of {n} vertices."
+    return out
+
+
+def _interfaces(strength: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+    k = len(strength)
+    total = sum(map(sum, strength)) or 1.0
+    rows: list[dict[str, Any]] = [
+        {
+            "from module": j,
+            "to module": i,
+            "strength": float(strength[i][j]),
+            "share of all weights": f"{100 * strength[i][j] / total:.2f} %",
+        }
+        for i in range(k)
+        for j in range(k)
+        if i != j and strength[i][j] > 0
+    ]
+    rows.sort(key=lambda r: -r["strength"])
+    read = views.read_table(rows) if rows else None
+    return None if read is None else {**read, "title": "Strength of the weights from module to module"}
+
+
+def _card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card with what the template needs beside it; cards of other origins may lack any part."""
+    evidence = dict(card.get("evidence") or {})
+    use = evidence.get("use") or {}
+    slices = [{"slice": "all data", **use}, *use.get("slices", [])] if use.get("share") is not None else []
+    rows = []
+    for s in slices:
+        known = [c for c in s.get("controls") or [] if c is not None]
+        told = f"{percent(min(known))} to {percent(max(known))}" if known else "n/a"
+        rows.append({"slice": s["slice"], "share": s["share"], "controls": told})
+    return {
+        "title": "",
+        "error": None,
+        "confidence": None,
+        "scores": {},
+        "interfaces": [],
+        **card,
+        "evidence": evidence,
+        "use_rows": rows,
+        "sliced": bool(use.get("slices")),
+    }
+
+
+def _cards_note(deck: Mapping[str, Any]) -> str:
+    meta = deck.get("meta", {})
+    client, failed = meta.get("client"), sum(c.get("error") is not None for c in deck["cards"])
+    if client:
+        words = f"Texts by {client} from the evidence shown; a language model can be wrong where the evidence is thin."
+    else:
+        words = (
+            "Texts are written by rule from the evidence alone; no language model read them, nothing is interpreted."
+        )
+    if failed:
+        words += f" {failed} of {len(deck['cards'])} calls failed: those cards keep the evidence-only text."
+    if meta.get("held_out") is not None:
+        chosen = meta.get("n", 0) - meta["held_out"]
+        words += (
+            f" Evidence was chosen on {chosen} samples; effects and scores were measured on {meta['held_out']} others."
+        )
+    if meta.get("control"):
+        words += f" Control: {meta['control']}."
+    return words
+
+
+def _trace(t: Mapping[str, Any], at: int, total: int) -> dict[str, Any]:
+    title = "Trace of one decision" if total == 1 else f"Trace {at + 1} of {total}"
+    return results.section("trace" if total == 1 else f"trace-{at + 1}", title, t)
+
+
+def _vertices(forest: Mapping[str, Any] | None) -> list[int]:
+    return [int(forest["n"])] if forest and int(forest["n"]) <= TREE_LIMIT else []
+
+
+def _named(sections: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Module numbers that appear in bars: the palette has to reach them."""
+    found = []
+    for s in sections:
+        for t in s["tables"]:
+            if "module" in t["columns"]:
+                column = t["columns"].index("module")
+                found += [int(r[column]) + 1 for r in t["rows"] if isinstance(r[column], int)]
+    return found
+
+
+def _not_covered(view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    entries = [
+        *((view or {}).get("not_covered") or []),
+        *((deck or {}).get("meta", {}).get("not_covered") or []),
+    ]
+    return list(dict.fromkeys((str(a), str(b)) for a, b in entries))
+
+
+def _provenance(meta: Mapping[str, Any], *parts: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key in ("meta", "record", "stamp"):
+            inner = (part or {}).get(key)
+            if isinstance(inner, Mapping):
+                merged |= {k: v for k, v in inner.items() if k != "not_covered"}
+    page = {f"page {k}" if k in merged else k: v for k, v in stamp().items() if v != merged.get(k)}
+    entries = results.record_entries({**merged, **meta, **page})
+    return [(k, json.dumps(v) if isinstance(v, (dict, list)) else v) for k, v in entries]

@@ -1,0 +1,139 @@
+"""Sections for results whose rows are effects beside controls: effect tables, traces, comparisons.
+
+They are read by shape, not by type: a list of dicts is a table, and a dict with ``value`` and ``control_mean`` in it is
+an effect beside its controls. So a result saved by a later version still shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modcut.reporting import svg
+from modcut.reporting.views import effect_row, read_table
+
+# Longer lists (curves, vertex ids) stay in the JSON; a reader of a page wants figures.
+ROWS = 200
+
+
+def is_effect(value: Any) -> bool:
+    """Whether a value is an effect with its controls."""
+    return isinstance(value, Mapping) and "value" in value and ("control_mean" in value or "controls" in value)
+
+
+def section(name: str, title: str, result: Mapping[str, Any], *, text: str = "") -> dict[str, Any]:
+    """Return what the template shows of one result: bars of its main effects, its tables and its record."""
+    tables: list[dict[str, Any]] = []
+    bars: list[dict[str, Any]] = []
+    facts: list[tuple[str, Any]] = []
+    record: Mapping[str, Any] = {}
+    for key, value in result.items():
+        if key in ("record", "meta", "stamp") and isinstance(value, Mapping):
+            record = {**record, **value}
+        elif _rows(value):
+            flat = _table(_words(key), value)
+            tables += [flat] if flat is not None else []
+            bars = bars or _bars(value)
+        elif isinstance(value, Mapping) and value and all(is_effect(v) for v in value.values()):
+            rows = [{_words(key): _words(str(k)), **_cells("effect", v)} for k, v in value.items()]
+            tables.append(_titled(_words(key), rows))
+            bars = bars or [effect_row(_words(str(k)), v) for k, v in value.items()]
+        elif is_effect(value):
+            facts.append((_words(key), _told(value)))
+        elif isinstance(value, (str, int, float, bool)) and key not in ("kind", "format", "version"):
+            facts.append((_words(key), value))
+    picture = svg.effect_bars(bars[:60], title=title) if bars else ""
+    return {
+        "id": name,
+        "title": title,
+        "text": text,
+        "svg": picture,
+        "caption": "Bars: the effect of each module. Grey bands: what matched random modules do"
+        " (their range, or mean ± 2 standard deviations).",
+        "tables": [t for t in tables if t["rows"]],
+        "facts": facts,
+        "record": [*facts, *record_entries(record)],
+    }
+
+
+def record_entries(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the plain entries of a record, nested ones with dotted names."""
+    out: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            out += [(f"{_words(key)}: {name}", inner) for name, inner in record_entries(value)]
+        elif isinstance(value, (list, tuple)):
+            if value and all(isinstance(v, (str, int, float)) for v in value):
+                out.append((_words(key), ", ".join(str(v) for v in value[:40])))
+        elif value is not None and value != "":
+            out.append((_words(key), value))
+    return out
+
+
+def _rows(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(r, Mapping) for r in value)
+    )
+
+
+def _bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One bar per row from its first effect; the label is made of the row's words."""
+    out: list[dict[str, Any]] = []
+    for r in rows:
+        effects = [v for v in r.values() if is_effect(v)]
+        if not effects:
+            continue
+        module = r.get("module")
+        words = [str(r[k]) for k in ("behaviour", "name", "concept", "slice", "mode") if isinstance(r.get(k), str)]
+        number = isinstance(module, int) and not isinstance(module, bool)
+        label = " · ".join(([f"module {module}"] if number else []) + words) or str(len(out))
+        out.append(effect_row(label, effects[0], module if number else None))
+    return out
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    flat = []
+    for r in rows[:ROWS]:
+        cells: dict[str, Any] = {}
+        for key, value in r.items():
+            if is_effect(value):
+                cells |= _cells(_words(key), value)
+            elif isinstance(value, (str, int, float, bool)) or value is None:
+                cells[_words(key)] = value
+        flat.append(cells)
+    keep = [c for c in dict.fromkeys(c for r in flat for c in r) if any(r.get(c) is not None for r in flat)]
+    if not keep:
+        return None
+    note = f"The first {ROWS} of {len(rows)} rows." if len(rows) > ROWS else ""
+    return _titled(title, [{c: r.get(c) for c in keep} for r in flat], note)
+
+
+def _cells(name: str, effect: Mapping[str, Any]) -> dict[str, Any]:
+    cells: dict[str, Any] = {name: effect.get("value"), f"{name}, random": _control(effect)}
+    if effect.get("p") is not None:
+        cells[f"{name}, p"] = effect["p"]
+    return cells
+
+
+def _control(effect: Mapping[str, Any]) -> str | None:
+    mean, sd = effect.get("control_mean"), effect.get("control_sd")
+    if mean is None:
+        values = [c for c in effect.get("controls") or [] if c is not None]
+        return f"{min(values):+.3g} to {max(values):+.3g}" if values else None
+    return f"{mean:+.3g}" + (f" ± {sd:.2g}" if sd is not None else "")
+
+
+def _told(effect: Mapping[str, Any]) -> str:
+    return f"{effect.get('value'):+.3g} (random: {_control(effect)})"
+
+
+def _titled(title: str, rows: list[dict[str, Any]], note: str = "") -> dict[str, Any]:
+    table = read_table(rows) or {}
+    return {**table, "title": title, "note": note}
+
+
+def _words(key: str) -> str:
+    return str(key).replace("_", " ")
