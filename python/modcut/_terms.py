@@ -104,6 +104,8 @@ class Terms:
     """Columns of every term."""
     heights: tuple[int, ...]
     """Rows of every term."""
+    witnesses: tuple[Matrix, ...]
+    """Matrices that are no term and read inner neurons: their inputs show which neurons are dead."""
 
 
 def terms_of(model: nn.Module, graph: WeightGraph, inputs: float) -> Terms:
@@ -154,4 +156,10 @@ def terms_of(model: nn.Module, graph: WeightGraph, inputs: float) -> Terms:
         group_names=tuple(f"{name} (boundary)" if b else name for name, b in names),
         widths=tuple(c.numel() for c in cols),
         heights=tuple(r.numel() for r in rows),
+        witnesses=tuple(
+            m
+            for m in graph.matrices
+            if all(m is not other for other in matrices)
+            and bool(((m.col_vertex.cpu() >= 0) & ~outer[m.col_vertex.cpu()]).any())
+        ),
     )

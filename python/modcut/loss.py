@@ -152,7 +152,9 @@ class ModularityLoss(nn.Module):
         device = self._terms.weights[0].parameter().device
         self.register_buffer("labels", torch.full((graph.n,), -1, dtype=torch.int64, device=device))
         dtype = torch.float64 if double else torch.float32
-        self.norms = InputNorms(model, graph, self._terms.matrices, dtype=dtype, device=device)
+        self.norms = InputNorms(
+            model, graph, (*self._terms.matrices, *self._terms.witnesses), dtype=dtype, device=device
+        )
         """Running mean squares of the inputs of all matrices."""
         if edge != "contribution":
             self.norms.close()
@@ -414,15 +416,17 @@ class ModularityLoss(nn.Module):
         if not self._index or self._index["row_label"].device != device:
             t = self._terms
             extended = torch.cat([self.labels.cpu(), torch.tensor([-1])])  # vertex -1 finds label -1
+            readers = (*t.matrices, *t.witnesses)
+            widths = torch.tensor([m.col_vertex.numel() for m in readers])
             index = {
                 "row_label": extended[t.row_vertex],
                 "col_label": extended[t.col_vertex],
                 "row_group": t.row_group,
                 "row_vertex": t.row_vertex,
-                "col_vertex": t.col_vertex,
                 "group_weight": t.group_weight.to(self.norms.mass.dtype),
                 "place": self.norms.place,
-                "owner": self.norms.owner.repeat_interleave(torch.tensor(t.widths)),
+                "owner": self.norms.owner.repeat_interleave(widths),
+                "read_vertex": torch.cat([m.col_vertex.cpu() for m in readers]),
             }
             self._index = {name: x.to(device) for name, x in index.items()}
         return self._index
@@ -442,14 +446,15 @@ class ModularityLoss(nn.Module):
                 parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.norms.mass.dtype))
             return torch.cat(parts)
         index = self._flat(weights[0].device)
-        square, seen = self.norms.read(index["place"], index["owner"])
+        columns = index["col_label"].numel()
+        square, seen = self.norms.read(index["place"][:columns], index["owner"][:columns])
         balanced = self._balanced_scales(weights)
         return square.sqrt() if balanced is None else torch.where(seen, square.sqrt(), balanced)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _balanced_scales(self, weights: list[Tensor]) -> Tensor | None:
         """Return balanced scales for the terms whose inputs were never measured, [C]; None where all were."""
-        missing = self.norms.missing()
+        missing = [i for i in self.norms.missing() if i < len(weights)]
         if not missing:
             return None
         parts = [torch.ones(n, dtype=self.norms.mass.dtype, device=weights[0].device) for n in self._terms.widths]
@@ -486,8 +491,8 @@ class ModularityLoss(nn.Module):
         if self.edge != "contribution":
             return live
         square, seen = self.norms.read(index["place"], index["owner"])
-        seen &= index["col_vertex"] >= 0
-        at = torch.where(seen, index["col_vertex"], self.graph.n)  # one more place for what does not count
+        seen &= index["read_vertex"] >= 0
+        at = torch.where(seen, index["read_vertex"], self.graph.n)  # one more place for what does not count
         read, active = torch.zeros(2, self.graph.n + 1, dtype=torch.int64, device=at.device)
         read.index_add_(0, at, seen.long())
         active.index_add_(0, at, (seen & (square > 0)).long())
