@@ -175,6 +175,20 @@ class Ledger:
         """Return whether the ids of a shadow were given to the model's inputs."""
         return bool((shadow >= self.param_limit).any())
 
+    def aligned(self, shadow: Tensor, dims: Iterable[int]) -> bool:
+        """Return whether along ``dims`` neurons of different origin lie side by side, index by index.
+
+        So it is after joining tokens of different tables (a class token before image patches): along the tokens there
+        is one id per table. Not so where one axis was folded into two (heads and their channels).
+        """
+        if self.is_input(shadow):
+            return True
+        dims = set(dims)
+        index = tuple(slice(None) if d in dims else 0 for d in range(shadow.ndim))
+        ids = np.unique(_flat(shadow[index]))
+        ids = ids[ids != NO_ID]
+        return len(ids) == len(self.owner(torch.from_numpy(ids)))
+
     # facts -------------------------------------------------------------------------------------------------------
     def begin(self, name: str, module: str) -> None:
         """Start a new operation; facts noted from here on belong to it."""

@@ -16,8 +16,15 @@ ALWAYS.update({"convolution", "embedding"})
 class _Side:
     """One operand of a batched product, its shadows brought to [batch, kept, contracted]."""
 
-    def __init__(self, traced: Traced, value: Tensor, shadows: Sequence[Tensor]) -> None:
+    def __init__(self, tr: Tracer, traced: Traced, value: Tensor, shadows: Sequence[Tensor]) -> None:
         self.traced, self.value = traced, value
+        if traced.tainted:  # tokens of several tables side by side: summing over tokens makes their channels one
+            shadows = [
+                tr.ledger.merge(s, [2])
+                if s.shape[1] > 1 and s.shape[2] > 1 and not tr.ledger.is_input(s) and tr.ledger.aligned(s, [2])
+                else s
+                for s in shadows
+            ]
         size_one = value.shape[2] == 1
         self.met = [s for s in shadows if s.shape[2] > 1 or (size_one and s.numel() == 1)]
         if len(self.met) > 1 and size_one and len(self.met) == len(shadows) and traced.value.numel() == 1:
@@ -45,8 +52,8 @@ def product(tr: Tracer, a: Traced, b: Traced, dims: str) -> tuple[list[Tensor], 
     def lift(t: Tensor) -> Tensor:
         return t.unsqueeze(0) if dims == "mm" else t
 
-    left = _Side(a, lift(a.value), [lift(s) for s in a.shadows])
-    right = _Side(b, lift(b.value).transpose(1, 2), [lift(s).transpose(1, 2) for s in b.shadows])
+    left = _Side(tr, a, lift(a.value), [lift(s) for s in a.shadows])
+    right = _Side(tr, b, lift(b.value).transpose(1, 2), [lift(s).transpose(1, 2) for s in b.shadows])
     uses = _meet(tr, left, right)
     tag = _tags(tr, left, right, None if a.tag is None else lift(a.tag), None if b.tag is None else lift(b.tag))
     kept = [*left.result(tr), *(s.transpose(1, 2) for s in right.result(tr))]

@@ -47,14 +47,15 @@ def combine(tr: Tracer, operands: Sequence[Traced], ndim: int) -> tuple[Tensor, 
                 met = True
             elif a & b:
                 wide, narrow = (other, item) if len(a) >= len(b) else (item, other)
-                if ledger.is_input(wide.shadow) and varying(narrow.shadow) < varying(wide.shadow):
-                    extra = sorted(varying(wide.shadow) - varying(narrow.shadow))
+                extra = sorted(varying(wide.shadow) - varying(narrow.shadow))
+                if varying(narrow.shadow) < varying(wide.shadow) and ledger.aligned(wide.shadow, extra):
                     ledger.union(ledger.merge(wide.shadow, extra), narrow.shadow)
+                    other.shadow = narrow.shadow
                 else:
                     why = "meets a different arrangement of neurons at {where}"
                     ledger.told_apart(item.shadow, sorted(a & b), soft=why)
                     ledger.told_apart(other.shadow, sorted(a & b), soft=why)
-                other.shadow = wide.shadow
+                    other.shadow = wide.shadow
                 met = True
             elif not a or not b:
                 # One neuron's value spread over others: whoever it is, it is not like its fellows.

@@ -24,13 +24,11 @@ def reduce(tr: Tracer, x: Traced, dims: Iterable[int], keepdim: bool) -> list[Te
     for s in x.shadows:
         inside = varying(s) & dims
         rest = varying(s) - dims
-        if inside and rest and tr.ledger.is_input(s):
+        if inside and rest and tr.ledger.aligned(s, inside):
             s = tr.ledger.merge(s, sorted(inside))
         elif inside:
             tr.ledger.told_apart(s, sorted(rest))
             continue
-        elif not varying(s) and len(dims) == s.ndim and x.value.numel() > 1:
-            pass
         for d in sorted(dims, reverse=True):
             s = s.narrow(d, 0, 1)
             s = s if keepdim else s.squeeze(d)
