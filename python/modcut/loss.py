@@ -23,11 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from modcut._labels import aligned, check_k, find_labels, given_labels, largest_layer
-from modcut._norms import InputNorms, balanced_scale
-from modcut._terms import Terms, terms_of
+from modcut._leak import Leak
 from modcut.graph.statistics import Recorder, collect
 from modcut.graph.types import WeightGraph
-from modcut.ops import share_rows, share_rows_grad, share_shrink_
 from modcut.partition import Partition
 
 METHODS = ("share",)
@@ -41,7 +39,7 @@ _SETTLED, _EVERY = 128, 8
 _HYSTERESIS = 0.98  # a refreshed partition must lower the leak by 2 % to replace the old one
 
 
-class ModularityLoss(nn.Module):
+class ModularityLoss(Leak):
     """The contribution-share loss with its schedule: warm up, find the partition, ramp up, hold.
 
     ::
@@ -87,8 +85,6 @@ class ModularityLoss(nn.Module):
     Memory: labels and one number per column; no mask of any weight's size. Each call reads every weight once.
     """
 
-    labels: Tensor
-
     def __init__(
         self,
         model: nn.Module,
@@ -109,7 +105,6 @@ class ModularityLoss(nn.Module):
         data: Any = None,
         loss_fn: Any = None,
     ) -> None:
-        super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         model = unwrap(model)
@@ -131,40 +126,21 @@ class ModularityLoss(nn.Module):
             from modcut.graph.trace import weight_graph
 
             graph = weight_graph(model, example_inputs)
-        self.graph = graph
-        self.method, self.edge, self.seed, self.lam = method, edge, seed, float(lam)
-        self._model = weakref.ref(model)
-        self._data, self._loss_fn = data, loss_fn
-        self._terms = _layout(model, graph, inputs)
-        self.inputs = _dial(self._terms) if inputs is None else float(inputs)
-
         labels = None
         if partition is not None:
             labels, k = given_labels(graph, partition)
         check_k(graph, k)
-        self.k = k
-        given = partition is not None
-        self.warmup = (0 if given or data is not None else _WARMUP) if warmup is None else warmup
+        super().__init__(model, graph, k, edge, inputs)
+        self.method, self.seed, self.lam = method, seed, float(lam)
+        self._data, self._loss_fn = data, loss_fn
+        self.warmup = (0 if labels is not None or data is not None else _WARMUP) if warmup is None else warmup
         self.ramp = (_RAMP if self.warmup else 0) if ramp is None else ramp
         self.refresh, self.gather = refresh, gather
-
-        double = any(w.parameter().dtype == torch.float64 for w in self._terms.weights)
-        device = self._terms.weights[0].parameter().device
-        self.register_buffer("labels", torch.full((graph.n,), -1, dtype=torch.int64, device=device))
-        dtype = torch.float64 if double else torch.float32
-        self.norms = InputNorms(
-            model, graph, (*self._terms.matrices, *self._terms.witnesses), dtype=dtype, device=device
-        )
-        """Running mean squares of the inputs of all matrices."""
-        if edge != "contribution":
-            self.norms.close()
 
         self._steps = 0
         self._start = -1  # the step at which the partition was set
         self._calls = 0
         self._recorder: Any = None
-        self._balanced: dict[int, tuple[Any, Tensor]] = {}
-        self._index: dict[str, Tensor] = {}
         self._partition: Partition | None = None
         self.partition_origin = f"none yet: warm-up of {self.warmup} steps"
         try:
@@ -191,21 +167,6 @@ class ModularityLoss(nn.Module):
             return torch.zeros((), device=self.labels.device, requires_grad=True)
         return self.leak() * (self.lam * self.weight)
 
-    def leak(self) -> Tensor:
-        """Return the leak itself, in [0, 1], without schedule and factor; differentiable.
-
-        Raises:
-            RuntimeError: there is no partition yet.
-        """
-        if self._start < 0:
-            raise RuntimeError(f"the leak needs a partition, there is none before step {self.warmup} (warm-up)")
-        weights = [w.get() for w in self._terms.weights]
-        leak, strength = share_rows(weights, *self._arguments(weights), power=self._power)
-        value = (leak * self._row_weights(strength)).sum()
-        if not torch.compiler.is_compiling() and value.device.type == "cpu" and not bool(torch.isfinite(value)):
-            self._check_weights()
-        return value
-
     @torch.no_grad()
     def backward_(self, scale: float = 1.0) -> float:
         """Add ``scale`` times the gradient of :meth:`forward` to every ``.grad`` in closed form; return the value.
@@ -213,33 +174,9 @@ class ModularityLoss(nn.Module):
         The same numbers as ``(scale * crit()).backward()`` without an autograd graph. Frozen parameters are skipped.
         """
         self._count_call()
-        if self._start < 0:
-            return 0.0
-        weights = [w.get() for w in self._terms.weights]
-        arguments = self._arguments(weights)
-        leak, strength = share_rows(weights, *arguments, power=self._power)
-        omega = self._row_weights(strength)
-        value = float((leak * omega).sum())
-        if not math.isfinite(value):
-            self._check_weights()
         factor = self.lam * self.weight
-        if factor * scale:
-            grads = share_rows_grad(omega * (factor * scale), leak, strength, weights, *arguments, power=self._power)
-            for live, grad in zip(self._terms.weights, grads, strict=True):
-                p = live.parameter()
-                if not p.requires_grad:
-                    continue
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-                if p.grad.stride() == p.stride():
-                    live.view(p.grad).add_(grad)
-                else:
-                    whole = torch.zeros_like(p)
-                    live.view(whole).copy_(grad)
-                    p.grad.add_(whole)
-        return value * factor
+        return self.add_gradient_(factor * scale) * factor if self._start >= 0 else 0.0
 
-    @torch.no_grad()
     def shrink_(self, rate: Mapping[int, Tensor | float]) -> None:
         """Shrink the cross-module weights of parameters in place, by ``rate * lam * weight * s_j / r_i``.
 
@@ -248,29 +185,8 @@ class ModularityLoss(nn.Module):
                 (:class:`modcut.optim.Proximal` calls this after each optimizer step.)
         """
         factor = self.lam * self.weight
-        if not factor or not rate:
-            return
-        weights = [w.get() for w in self._terms.weights]
-        scales, row_labels, col_labels, k = self._arguments(weights)
-        _, strength = share_rows(weights, scales, row_labels, col_labels, k, power=self._power)
-        heights, widths = list(self._terms.heights), list(self._terms.widths)
-        parts = zip(
-            self._terms.weights,
-            torch.split(strength, heights),
-            torch.split(row_labels, heights),
-            torch.split(scales, widths),
-            torch.split(col_labels, widths),
-            torch.split(self._dials(), heights),
-            strict=True,
-        )
-        for live, r, row_label, scale, col_label, dial in parts:
-            p = live.parameter()
-            lr = float(rate.get(id(p), 0.0))
-            if lr and p.requires_grad:
-                # A boundary class on a dial below 1 is shrunk that much less: as if its rows were stronger.
-                share_shrink_(
-                    live.view(p), scale, row_label, col_label, torch.where(dial > 0, r / dial, 0.0), lr * factor
-                )
+        if factor and rate:
+            self.shrink_cross_({p: float(lr) * factor for p, lr in rate.items()})
 
     @property
     def weight(self) -> float:
@@ -313,14 +229,6 @@ class ModularityLoss(nn.Module):
         self._drop_recorder()
 
     @property
-    def model(self) -> nn.Module:
-        """The model, as long as it exists elsewhere."""
-        model = self._model()
-        if model is None:
-            raise RuntimeError("the model of this loss no longer exists")
-        return model
-
-    @property
     def partition(self) -> Partition | None:
         """The partition in use, or ``None`` during the warm-up."""
         if self._start < 0:
@@ -332,6 +240,7 @@ class ModularityLoss(nn.Module):
 
     def _watch(self) -> None:
         """Decide what the hooks gather in the next training pass: input norms, and usage before a search is due."""
+        self._age = self._steps
         self.norms.recording = self._steps < _SETTLED or self._steps % _EVERY == 0
         due: int | None = None
         if self._start < 0:
@@ -378,9 +287,8 @@ class ModularityLoss(nn.Module):
         self._put(labels)
 
     def _put(self, labels: Tensor) -> None:
-        self.labels = labels.to(self.labels.device, torch.int64)
+        self.set_labels(labels)
         self._partition = None
-        self._index.clear()
 
     def _count_call(self) -> None:
         if torch.compiler.is_compiling():
@@ -392,117 +300,6 @@ class ModularityLoss(nn.Module):
                 "(call crit.step() after optimizer.step(), or pass warmup=0)",
                 stacklevel=3,
             )
-
-    # -- numbers -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _power(self) -> int:
-        return 2 if self.edge == "square" else 1
-
-    def _arguments(self, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Scales and labels as the operator wants them, on the device of the weights."""
-        device = weights[0].device
-        if any(w.device != device for w in weights):
-            raise RuntimeError(
-                f"all weights must be on one device, got {sorted({str(w.device) for w in weights})}: "
-                "models spread over devices are not supported yet"
-            )
-        if self.labels.device != device:
-            self.to(device)
-        index = self._flat(device)
-        return self._scales(weights), index["row_label"], index["col_label"], self.k
-
-    def _flat(self, device: torch.device) -> dict[str, Tensor]:
-        if not self._index or self._index["row_label"].device != device:
-            t = self._terms
-            extended = torch.cat([self.labels.cpu(), torch.tensor([-1])])  # vertex -1 finds label -1
-            readers = (*t.matrices, *t.witnesses)
-            widths = torch.tensor([m.col_vertex.numel() for m in readers])
-            index = {
-                "row_label": extended[t.row_vertex],
-                "col_label": extended[t.col_vertex],
-                "row_group": t.row_group,
-                "row_vertex": t.row_vertex,
-                "group_weight": t.group_weight.to(self.norms.mass.dtype),
-                "place": self.norms.place,
-                "owner": self.norms.owner.repeat_interleave(widths),
-                "read_vertex": torch.cat([m.col_vertex.cpu() for m in readers]),
-            }
-            self._index = {name: x.to(device) for name, x in index.items()}
-        return self._index
-
-    def scales(self) -> dict[str, Tensor]:
-        """Return the scale s_j of every column by matrix name (the latest term of each), [cols]."""
-        parts = torch.split(self._scales([w.get() for w in self._terms.weights]), list(self._terms.widths))
-        return {m.name: part for m, part in zip(self._terms.matrices, parts, strict=True)}
-
-    @torch.no_grad()
-    def _scales(self, weights: list[Tensor]) -> Tensor:
-        """Return s_j of every column of every term, [C]."""
-        if self.edge != "contribution":
-            parts = []
-            for m, w in zip(self._terms.matrices, weights, strict=True):
-                gain = torch.ones(w.shape[1], device=w.device) if m.gain is None else m.gain().detach().abs()
-                parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.norms.mass.dtype))
-            return torch.cat(parts)
-        index = self._flat(weights[0].device)
-        columns = index["col_label"].numel()
-        square, seen = self.norms.read(index["place"][:columns], index["owner"][:columns])
-        balanced = self._balanced_scales(weights)
-        return square.sqrt() if balanced is None else torch.where(seen, square.sqrt(), balanced)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _balanced_scales(self, weights: list[Tensor]) -> Tensor | None:
-        """Return balanced scales for the terms whose inputs were never measured, [C]; None where all were."""
-        missing = [i for i in self.norms.missing() if i < len(weights)]
-        if not missing:
-            return None
-        parts = [torch.ones(n, dtype=self.norms.mass.dtype, device=weights[0].device) for n in self._terms.widths]
-        cols = torch.split(self._terms.col_vertex, list(self._terms.widths))
-        for i in missing:
-            w = weights[i]
-            # In training, weights move at every step and their balance slowly: it is not iterated anew each time.
-            key = (self._steps // 16,) if self._steps else (w.data_ptr(), w._version)
-            known = self._balanced.get(i)
-            if known is None or known[0] != key:
-                self._balanced[i] = known = (key, balanced_scale(w, cols[i]))
-            parts[i] = known[1].to(parts[i])
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def _row_weights(self, strength: Tensor) -> Tensor:
-        """Return how much each row counts in the mean, [R]: 0 for rows that are not live; they add up to 1."""
-        index = self._flat(strength.device)
-        live = self._live(index) & (strength != 0)
-        groups = index["group_weight"].to(strength.dtype)
-        count = torch.zeros_like(groups).index_add_(0, index["row_group"], live.to(groups.dtype))
-        groups = torch.where(count > 0, groups, 0.0)
-        share = groups / (count.clamp(min=1) * groups.sum().clamp(min=torch.finfo(groups.dtype).tiny))
-        return torch.where(live, share[index["row_group"]], 0.0)
-
-    def _dials(self) -> Tensor:
-        """Return the dial of every row's class, [R]."""
-        index = self._flat(self.labels.device)
-        return index["group_weight"][index["row_group"]]
-
-    def _live(self, index: dict[str, Tensor]) -> Tensor:
-        """Return which rows' neurons are alive, bool [R]: not those whose output was observed and always 0."""
-        live = index["row_label"] >= 0
-        if self.edge != "contribution":
-            return live
-        square, seen = self.norms.read(index["place"], index["owner"])
-        seen &= index["read_vertex"] >= 0
-        at = torch.where(seen, index["read_vertex"], self.graph.n)  # one more place for what does not count
-        read, active = torch.zeros(2, self.graph.n + 1, dtype=torch.int64, device=at.device)
-        read.index_add_(0, at, seen.long())
-        active.index_add_(0, at, (seen & (square > 0)).long())
-        dead = (read > 0) & (active == 0)
-        return live & ~dead[torch.where(live, index["row_vertex"], self.graph.n)]
-
-    def _check_weights(self) -> None:
-        for w in self._terms.weights:
-            if not bool(torch.isfinite(w.parameter().detach()).all()):
-                raise ValueError(f"parameter {w.name} must be finite, it holds NaN or infinity")
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -529,18 +326,12 @@ class ModularityLoss(nn.Module):
         if saved["k"] != self.k:
             raise ValueError(f"the state must be of the same number of modules (k = {self.k}), got k = {saved['k']}")
         self._steps, self._start, self.partition_origin = saved["steps"], saved["start"], saved["origin"]
+        self.labelled = self._start >= 0
         self._partition = None
         self._index.clear()
         self._balanced.clear()
         self._drop_recorder()
         self._watch()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ModularityLoss:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._index.clear()
-        self._balanced.clear()
-        self._partition = None
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModularityLoss:
         """Copy the loss: for the copied model where that is copied along (a copied trainer), else for the same one."""
@@ -658,23 +449,3 @@ def _check_choice(name: str, value: str, known: tuple[str, ...], planned: tuple[
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
-
-
-def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> Terms:
-    terms = terms_of(model, graph, 0.0 if inputs is None else inputs)
-    if not terms.weights and inputs is None:
-        terms = terms_of(model, graph, 1.0)
-    if not terms.weights:
-        if graph.matrices and not inputs:
-            raise ValueError(
-                "inputs must be above 0 for this model: each of its weight matrices touches its inputs or outputs"
-            )
-        raise ValueError(
-            f"model must have a weight matrix between neurons, the graph of {type(model).__name__} has none"
-            + (f" (not covered: {graph.not_covered[0][0]}: {graph.not_covered[0][1]})" if graph.not_covered else "")
-        )
-    return terms
-
-
-def _dial(terms: Terms) -> float:
-    return 1.0 if all(name.endswith("(boundary)") for name in terms.group_names) else 0.0

@@ -1,0 +1,263 @@
+"""The leak of a whole model under given labels: value, gradient, proximal step. No schedule (that is the loss)."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modcut._norms import InputNorms, balanced_scale
+from modcut._terms import Terms, terms_of
+from modcut.graph.types import WeightGraph
+from modcut.ops import share_rows, share_rows_grad, share_shrink_
+
+
+class Leak(nn.Module):
+    """The contribution-share leak of a model's graph.
+
+    Args:
+        model: held weakly; its parameters are looked up at every call.
+        graph: its graph.
+        k: number of modules.
+        edge: ``"contribution"``, ``"abs"`` or ``"square"``.
+        inputs: dial of boundary weights, see :func:`modcut._terms.terms_of`; ``None``: 0, or 1 where nothing else is.
+    """
+
+    labels: Tensor
+
+    def __init__(self, model: nn.Module, graph: WeightGraph, k: int, edge: str, inputs: float | None) -> None:
+        super().__init__()
+        self.graph, self.k, self.edge = graph, k, edge
+        self._model = weakref.ref(model)
+        self._terms, self.inputs = _layout(model, graph, inputs)
+        double = any(w.parameter().dtype == torch.float64 for w in self._terms.weights)
+        dtype = torch.float64 if double else torch.float32
+        device = self._terms.weights[0].parameter().device
+        self.register_buffer("labels", torch.full((graph.n,), -1, dtype=torch.int64, device=device))
+        readers = (*self._terms.matrices, *self._terms.witnesses)
+        self.norms = InputNorms(model, graph, readers, dtype=dtype, device=device)
+        """Running mean squares of the inputs of all matrices."""
+        if edge != "contribution":
+            self.norms.close()
+        self.labelled = False
+        """Whether there are labels yet."""
+        self._balanced: dict[int, tuple[Any, Tensor]] = {}
+        self._index: dict[str, Tensor] = {}
+        self._age = 0  # training steps so far: how old a balanced scale may be
+
+    def set_labels(self, labels: Tensor) -> None:
+        """Use these labels, int64 [n], from now on."""
+        self.labels = labels.to(self.labels.device, torch.int64)
+        self.labelled = True
+        self._index.clear()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, as long as it exists elsewhere."""
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model of this loss no longer exists")
+        return model
+
+    def leak(self) -> Tensor:
+        """Return the leak itself, in [0, 1], without schedule and factor; differentiable.
+
+        Raises:
+            RuntimeError: there is no partition yet.
+        """
+        if not self.labelled:
+            raise RuntimeError("the leak needs a partition, there is none before the warm-up is over")
+        weights = [w.get() for w in self._terms.weights]
+        leak, strength = share_rows(weights, *self._arguments(weights), power=self._power)
+        value = (leak * self._row_weights(strength)).sum()
+        if not torch.compiler.is_compiling() and value.device.type == "cpu" and not bool(torch.isfinite(value)):
+            self._check_weights()
+        return value
+
+    @torch.no_grad()
+    def add_gradient_(self, scale: float) -> float:
+        """Add ``scale`` times the gradient of the leak to every ``.grad`` in closed form; return the leak."""
+        weights = [w.get() for w in self._terms.weights]
+        arguments = self._arguments(weights)
+        leak, strength = share_rows(weights, *arguments, power=self._power)
+        omega = self._row_weights(strength)
+        value = float((leak * omega).sum())
+        if not math.isfinite(value):
+            self._check_weights()
+        if scale:
+            grads = share_rows_grad(omega * scale, leak, strength, weights, *arguments, power=self._power)
+            for live, grad in zip(self._terms.weights, grads, strict=True):
+                p = live.parameter()
+                if not p.requires_grad:
+                    continue
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                if p.grad.stride() == p.stride():
+                    live.view(p.grad).add_(grad)
+                else:
+                    whole = torch.zeros_like(p)
+                    live.view(whole).copy_(grad)
+                    p.grad.add_(whole)
+        return value
+
+    @torch.no_grad()
+    def shrink_cross_(self, step: Mapping[int, float]) -> None:
+        """Shrink cross-module weights in place by ``step * s_j / r_i``; ``step`` by ``id`` of the parameter."""
+        weights = [w.get() for w in self._terms.weights]
+        scales, row_labels, col_labels, k = self._arguments(weights)
+        _, strength = share_rows(weights, scales, row_labels, col_labels, k, power=self._power)
+        heights, widths = list(self._terms.heights), list(self._terms.widths)
+        parts = zip(
+            self._terms.weights,
+            torch.split(strength, heights),
+            torch.split(row_labels, heights),
+            torch.split(scales, widths),
+            torch.split(col_labels, widths),
+            torch.split(self._dials(), heights),
+            strict=True,
+        )
+        for live, r, row_label, scale, col_label, dial in parts:
+            p = live.parameter()
+            size = step.get(id(p), 0.0)
+            if size and p.requires_grad:
+                # A boundary class on a dial below 1 is shrunk that much less: as if its rows were stronger.
+                share_shrink_(live.view(p), scale, row_label, col_label, torch.where(dial > 0, r / dial, 0.0), size)
+
+    def scales(self) -> dict[str, Tensor]:
+        """Return the scale s_j of every column by matrix name (the latest term of each), [cols]."""
+        parts = torch.split(self._scales([w.get() for w in self._terms.weights]), list(self._terms.widths))
+        return {m.name: part for m, part in zip(self._terms.matrices, parts, strict=True)}
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _power(self) -> int:
+        return 2 if self.edge == "square" else 1
+
+    def _arguments(self, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Scales and labels as the operator wants them, on the device of the weights."""
+        device = weights[0].device
+        if any(w.device != device for w in weights):
+            raise RuntimeError(
+                f"all weights must be on one device, got {sorted({str(w.device) for w in weights})}: "
+                "models spread over devices are not supported yet"
+            )
+        if self.labels.device != device:
+            self.to(device)
+        index = self._flat(device)
+        return self._scales(weights), index["row_label"], index["col_label"], self.k
+
+    def _flat(self, device: torch.device) -> dict[str, Tensor]:
+        if not self._index or self._index["row_label"].device != device:
+            t = self._terms
+            extended = torch.cat([self.labels.cpu(), torch.tensor([-1])])  # vertex -1 finds label -1
+            readers = (*t.matrices, *t.witnesses)
+            widths = torch.tensor([m.col_vertex.numel() for m in readers])
+            index = {
+                "row_label": extended[t.row_vertex],
+                "col_label": extended[t.col_vertex],
+                "row_group": t.row_group,
+                "row_vertex": t.row_vertex,
+                "group_weight": t.group_weight.to(self.norms.mass.dtype),
+                "place": self.norms.place,
+                "owner": self.norms.owner.repeat_interleave(widths),
+                "read_vertex": torch.cat([m.col_vertex.cpu() for m in readers]),
+            }
+            self._index = {name: x.to(device) for name, x in index.items()}
+        return self._index
+
+    @torch.no_grad()
+    def _scales(self, weights: list[Tensor]) -> Tensor:
+        """Return s_j of every column of every term, [C]."""
+        if self.edge != "contribution":
+            parts = []
+            for m, w in zip(self._terms.matrices, weights, strict=True):
+                gain = torch.ones(w.shape[1], device=w.device) if m.gain is None else m.gain().detach().abs()
+                parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.norms.mass.dtype))
+            return torch.cat(parts)
+        index = self._flat(weights[0].device)
+        columns = index["col_label"].numel()
+        square, seen = self.norms.read(index["place"][:columns], index["owner"][:columns])
+        balanced = self._balanced_scales(weights)
+        return square.sqrt() if balanced is None else torch.where(seen, square.sqrt(), balanced)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _balanced_scales(self, weights: list[Tensor]) -> Tensor | None:
+        """Return balanced scales for the terms whose inputs were never measured, [C]; None where all were."""
+        missing = [i for i in self.norms.missing() if i < len(weights)]
+        if not missing:
+            return None
+        parts = [torch.ones(n, dtype=self.norms.mass.dtype, device=weights[0].device) for n in self._terms.widths]
+        cols = torch.split(self._terms.col_vertex, list(self._terms.widths))
+        for i in missing:
+            w = weights[i]
+            # In training, weights move at every step and their balance slowly: it is not iterated anew each time.
+            key = (self._age // 16,) if self._age else (w.data_ptr(), w._version)
+            known = self._balanced.get(i)
+            if known is None or known[0] != key:
+                self._balanced[i] = known = (key, balanced_scale(w, cols[i]))
+            parts[i] = known[1].to(parts[i])
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _row_weights(self, strength: Tensor) -> Tensor:
+        """Return how much each row counts in the mean, [R]: 0 for rows that are not live; they add up to 1."""
+        index = self._flat(strength.device)
+        live = self._live(index) & (strength != 0)
+        groups = index["group_weight"].to(strength.dtype)
+        count = torch.zeros_like(groups).index_add_(0, index["row_group"], live.to(groups.dtype))
+        groups = torch.where(count > 0, groups, 0.0)
+        share = groups / (count.clamp(min=1) * groups.sum().clamp(min=torch.finfo(groups.dtype).tiny))
+        return torch.where(live, share[index["row_group"]], 0.0)
+
+    def _dials(self) -> Tensor:
+        """Return the dial of every row's class, [R]."""
+        index = self._flat(self.labels.device)
+        return index["group_weight"][index["row_group"]]
+
+    def _live(self, index: dict[str, Tensor]) -> Tensor:
+        """Return which rows' neurons are alive, bool [R]: not those whose output was observed and always 0."""
+        live = index["row_label"] >= 0
+        if self.edge != "contribution":
+            return live
+        square, seen = self.norms.read(index["place"], index["owner"])
+        seen &= index["read_vertex"] >= 0
+        at = torch.where(seen, index["read_vertex"], self.graph.n)  # one more place for what does not count
+        read, active = torch.zeros(2, self.graph.n + 1, dtype=torch.int64, device=at.device)
+        read.index_add_(0, at, seen.long())
+        active.index_add_(0, at, (seen & (square > 0)).long())
+        dead = (read > 0) & (active == 0)
+        return live & ~dead[torch.where(live, index["row_vertex"], self.graph.n)]
+
+    def _check_weights(self) -> None:
+        for w in self._terms.weights:
+            if not bool(torch.isfinite(w.parameter().detach()).all()):
+                raise ValueError(f"parameter {w.name} must be finite, it holds NaN or infinity")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Leak:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._index.clear()
+        self._balanced.clear()
+        return self
+
+
+def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> tuple[Terms, float]:
+    dial = 0.0 if inputs is None else float(inputs)
+    terms = terms_of(model, graph, dial)
+    if not terms.weights and inputs is None:
+        dial = 1.0
+        terms = terms_of(model, graph, dial)
+    if not terms.weights:
+        if graph.matrices and not inputs:
+            raise ValueError(
+                "inputs must be above 0 for this model: each of its weight matrices touches its inputs or outputs"
+            )
+        raise ValueError(
+            f"model must have a weight matrix between neurons, the graph of {type(model).__name__} has none"
+            + (f" (not covered: {graph.not_covered[0][0]}: {graph.not_covered[0][1]})" if graph.not_covered else "")
+        )
+    return terms, dial
