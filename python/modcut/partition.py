@@ -40,7 +40,7 @@ class Interface:
     """The edges between two modules i < j (undirected; sources are a matrix's columns, targets its rows)."""
 
     edges: int
-    """Edges of positive strength."""
+    """Weights of positive strength (parallel ones, as a query's and a key's, count each)."""
     strength: float
     """Their total strength."""
     fraction: float
@@ -273,6 +273,24 @@ class Partition:
                 f"{graph.n} in {len(graph.spaces)} (first difference: {differs['name']})"
             )
         return Partition(labels, graph, k, meta)
+
+
+def adjusted_rand(a: Tensor, b: Tensor) -> float:
+    """Return the adjusted Rand index of two labellings [m]: 1 the same partition, about 0 unrelated (Hubert 1985)."""
+    a, b = torch.as_tensor(a).flatten(), torch.as_tensor(b).flatten()
+    if a.shape != b.shape:
+        raise ValueError(f"labellings must have the same length, got {a.numel()} and {b.numel()}")
+    x, y = torch.unique(a, return_inverse=True)[1], torch.unique(b, return_inverse=True)[1]
+    rows, cols = int(x.max()) + 1 if len(x) else 1, int(y.max()) + 1 if len(y) else 1
+    table = torch.bincount(x * cols + y, minlength=rows * cols).reshape(rows, cols).double()
+
+    def pairs(counts: Tensor) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    both, left, right, total = pairs(table), pairs(table.sum(1)), pairs(table.sum(0)), pairs(table.sum())
+    expected = left * right / total if total else 0.0
+    most = (left + right) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
 def cross_masks(graph: WeightGraph, labels: Tensor) -> dict[str, Tensor]:
