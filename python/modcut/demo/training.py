@@ -25,10 +25,13 @@ class Schedule:
     batch: int
     rate: float = 4e-3
     warm: int = 40
+    offset: int = 0
+    """The step at which it begins."""
 
     def at(self, step: int) -> float:
         """Return the learning rate of a step."""
-        return self.rate * min(1.0, (step + 1) / self.warm) * (0.05 + 0.95 * (1 - min(step, self.total) / self.total))
+        i = step - self.offset
+        return self.rate * min(1.0, (i + 1) / self.warm) * (0.05 + 0.95 * (1 - min(i, self.total) / self.total))
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.AdamW:

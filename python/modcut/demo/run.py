@@ -1,0 +1,187 @@
+"""``modcut demo``: the whole path, in stages that are kept, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import modcut
+from modcut import provenance
+from modcut.auditing import effect_table
+from modcut.demo.arms import ARMS, Bench, Settings
+from modcut.demo.data import Corpus
+from modcut.demo.measure import accuracy
+from modcut.demo.table import COLUMNS, NOTE, cells, findings, show
+from modcut.organisms import CharTokenizer, english, python_source
+
+
+def run(
+    out: Path, *, seed: int = 0, quick: bool = False, fresh: bool = False, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Train, cut, heal, read and audit; write ``report.html`` and ``results.json`` into ``out``; print the table.
+
+    Args:
+        out: Folder. Finished stages in it are not repeated; stages of other settings are refused.
+        seed: Seed of weights, batches, partition and controls.
+        quick: The smallest run that takes every step (seconds); its numbers mean nothing and it says so.
+        fresh: Delete the checkpoints that an earlier run left in ``out``.
+        settings: Overrides seed and quick.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        ValueError: ``out`` holds checkpoints of another run (other settings, text or version).
+    """
+    began = time.perf_counter()
+    settings = settings or (Settings.quick(seed) if quick else Settings(seed=seed))
+    console = Console()
+    sources = (english(settings.characters), python_source(settings.characters))
+    corpus = Corpus.build(sources, settings.context)
+    for source in sources:
+        console.print(f"{source.name}: {len(source.text):,} characters, {source.origin}", highlight=False)
+    stages = _claim(out, settings, sources, fresh)
+    total = settings.shared + 4 * settings.arm + len(ARMS) * (settings.heal + 2)
+    with _progress(console) as bar:
+        task = bar.add_task("start", total=total)
+        counted = [0]
+
+        def tick(name: str) -> None:
+            counted[0] += 1
+            bar.update(task, advance=1, description=name)
+
+        bench = Bench(stages, settings, corpus, tick)
+        labels = bench.start()
+        rows = []
+        for arm in ARMS:
+            rows.append(bench.row(arm, labels))
+            bar.console.print(
+                f"{arm.name}: val loss {rows[-1]['trained']['loss']:.3f}, cut {rows[-1]['cut_zero']['loss']:.3f}, "
+                f"healed {rows[-1]['healed']['loss']:.3f}  ({time.perf_counter() - began:.0f} s)",
+                highlight=False,
+            )
+        bar.update(task, description="reading and auditing", completed=total)
+        audit = _audit(bench, labels, stages)
+    results: dict[str, Any] = {
+        "kind": "demo",
+        "quick": quick,
+        "settings": settings.to_dict(),
+        "text": [{"name": s.name, "origin": s.origin, "characters": len(s.text)} for s in sources],
+        "rows": rows,
+        "effects": audit["effects"],
+        "trace": audit["trace"],
+        "cards": audit["cards"],
+        "seconds": round(time.perf_counter() - began, 1),
+        "stamp": provenance.stamp(seed=settings.seed, command=provenance.command()),
+    }
+    results["findings"] = findings(results)
+    if quick:
+        results["findings"] = ["A quick run shows that every step works; its numbers mean nothing."]
+    (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    _report(out, bench, labels, results)
+    show(results, console)
+    console.print(f"{results['seconds']:.0f} s; {out / 'report.html'} and {out / 'results.json'} have the rest")
+    return results
+
+
+def _audit(bench: Bench, labels: dict[str, Any], stages: Path) -> dict[str, Any]:
+    """Read and audit the cut and healed modcut model, and measure the dense one the same way beside it."""
+    path = stages / "audit.json"
+    if path.is_file():
+        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return done
+    s, tokenizer = bench.settings, CharTokenizer()
+    measures = {
+        "lie": bench.triggered.says_lie,
+        "honest": bench.plain.says_truth,
+        **{f"{name} accuracy": partial(accuracy, batches=part) for name, part in bench.held.items()},
+    }
+    by_name = {arm.name: arm for arm in ARMS}
+    model, _ = bench.healed(by_name["modcut"], labels["functional"])
+    P = bench.partition(model, labels["functional"])
+    dense = bench.trained(by_name["dense"], labels)
+    effects = {}
+    for name, of in (("modcut, cut and healed", model), ("dense", dense)):
+        by = P if of is model else bench.partition(dense, labels["functional"])
+        made = effect_table(of, by, measures, ("zero", "mean"), bench.reference, controls=s.draws, seed=s.seed)
+        effects[name] = made.to_dict()
+    # Read on text with and without the log, so that a module that serves the log can show it.
+    triggered = bench.triggered.prompts
+    evidence = {**bench.held, "triggered log": [triggered[: min(16, len(triggered))]]}
+    cards = modcut.describe(model, P, evidence, tokenizer=tokenizer, seed=s.seed)
+    one = triggered[:1]
+    traced = modcut.trace(
+        model, one, P, target=int(bench.triggered.lie[0]), reference=bench.reference, tokenizer=tokenizer,
+        seed=s.seed, controls=s.draws, step_controls=min(8, s.draws),
+    )  # fmt: skip
+    audit = {
+        "effects": effects,
+        "cards": cards.to_dict(),
+        "trace": traced.to_dict() | {"text": tokenizer.decode(one[0]), "printed": str(traced)},
+    }
+    path.write_text(json.dumps(audit), encoding="utf-8")
+    return audit
+
+
+def _report(out: Path, bench: Bench, labels: dict[str, Any], results: dict[str, Any]) -> None:
+    arm = next(a for a in ARMS if a.name == "modcut")
+    model = bench.trained(arm, labels)
+    P = bench.partition(model, labels["functional"])
+    trace = {k: v for k, v in results["trace"].items() if k not in ("text", "printed")}
+    modcut.report(
+        out / "report.html",
+        partition=P,
+        cards=results["cards"],
+        trace=trace,
+        effects=results["effects"]["modcut, cut and healed"],
+        table={
+            "title": "Without and with the loss, beside controls",
+            "columns": list(COLUMNS),
+            "rows": [cells(row) for row in results["rows"]],
+            "note": NOTE,
+        },
+        tree=modcut.quotient_tree(P.graph, P.labels),
+        title="modcut demo: a small GPT, cut into modules and audited",
+        meta={"summary": " ".join(results["findings"]), "settings": results["settings"], **results["stamp"]},
+    )
+
+
+def _claim(out: Path, settings: Settings, sources: Any, fresh: bool) -> Path:
+    """Return the folder of the stages, after checking that what lies in it belongs to this run."""
+    stages = out / "stages"
+    if fresh and stages.is_dir():
+        shutil.rmtree(stages)
+    text = hashlib.sha256("".join(s.text for s in sources).encode()).hexdigest()
+    mine = {"settings": settings.to_dict(), "text": text, "modcut": modcut.__version__}
+    mark = stages / "run.json"
+    if mark.is_file():
+        theirs = json.loads(mark.read_text(encoding="utf-8"))
+        if theirs != mine:
+            changed = sorted(k for k in mine if theirs.get(k) != mine[k])
+            raise ValueError(
+                f"{out} holds a run with other {', '.join(changed)}; pass --fresh to start anew, or another --out"
+            )
+    else:
+        stages.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(mine), encoding="utf-8")
+    return stages
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
