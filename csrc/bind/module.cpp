@@ -1,0 +1,215 @@
+// modcut._native: the functions of python/modcut/_native.pyi. Checks here; algorithms in core, run by cpu and cuda.
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "bind/arrays.hpp"
+#include "cpu/cut.hpp"
+#include "cuda/device.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace modcut::bind {
+namespace {
+
+// Lets Ctrl-C end a long call: every 50 ms the GIL is taken for a moment and Python's signal handlers run.
+class SignalPoll final : public Poll {
+public:
+    void check() override {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last_ < std::chrono::milliseconds(50)) return;
+        last_ = now;
+        py::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
+    cpu::Settings s;
+    for (auto item : d) {
+        const auto key = item.first.cast<std::string>();
+        const py::handle value = item.second;
+        auto text = [&] {
+            if (!py::isinstance<py::str>(value)) throw py::type_error("settings['" + key + "'] must be a string");
+            return value.cast<std::string>();
+        };
+        auto whole = [&] {
+            if (!PyLong_Check(value.ptr())) throw py::type_error("settings['" + key + "'] must be an integer");
+            int overflow = 0;
+            const long long v = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+            if (overflow) throw py::value_error("settings['" + key + "'] is out of range");
+            return v;
+        };
+        if (key == "certificates") {
+            s.certificates = py::bool_(py::reinterpret_borrow<py::object>(value));
+        } else if (key == "threads") {
+            const long long t = whole();
+            if (t < 1 || t > 1024)
+                throw py::value_error("settings['threads'] must be between 1 and 1024, got " + std::to_string(t));
+            s.threads = int(t);
+        } else if (key == "seed") {
+            whole();
+        } else if (key == "representation") {
+            const std::string v = text();
+            if (v != "auto" && v != "block" && v != "csr")
+                throw py::value_error("settings['representation'] must be 'auto', 'block' or 'csr', got '" + v + "'");
+            s.representation = v == "block" ? 1 : v == "csr" ? 2 : 0;
+            if (s.representation == 1 && g.has_csr)
+                throw py::value_error("settings['representation'] cannot be 'block' for csr input");
+        } else if (key == "flow") {
+            const std::string v = text();
+            if (v != "auto" && v != "augment" && v != "push_relabel")
+                throw py::value_error("settings['flow'] must be 'auto', 'augment' or 'push_relabel', got '" + v + "'");
+            s.kind = v == "augment"        ? FlowKind::augment
+                     : v == "push_relabel" ? FlowKind::push_relabel
+                                           : FlowKind::automatic;
+        } else {
+            throw py::value_error("unknown setting '" + key +
+                                  "': known are certificates, threads, seed, representation, flow");
+        }
+    }
+    return s;
+}
+
+double since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+py::dict max_flow(int64_t n, const py::list& blocks, const py::object& csr, int64_t s, int64_t t,
+                  const py::object& side_out, const py::dict& settings) {
+    const GraphView g = graph(n, blocks, csr);
+    const cpu::Settings set = settings_of(settings, g);
+    auto vertex = [n](const char* name, int64_t v) {
+        if (v < 0 || v >= n)
+            throw py::value_error(std::string(name) + " must be a vertex between 0 and " + std::to_string(n - 1) +
+                                  ", got " + std::to_string(v));
+    };
+    vertex("s", s), vertex("t", t);
+    if (s == t) throw py::value_error("s and t must be different vertices, got " + std::to_string(s) + " twice");
+    const Array side = vector_of(side_out, "side_out", n, {Kind::u8});
+    const auto start = std::chrono::steady_clock::now();
+    FlowReport r;
+    {
+        py::gil_scoped_release release;
+        SignalPoll poll;
+        r = cpu::max_flow(g, s, t, static_cast<uint8_t*>(side.data), set, poll);
+    }
+    py::object value = g.integral ? py::object(py::int_(r.value.integer)) : py::object(py::float_(r.value.value));
+    py::object lower = g.integral ? py::object(py::int_(r.lower_int)) : py::object(py::float_(r.lower));
+    return py::dict("value"_a = value, "lower"_a = lower, "exact"_a = r.exact, "pulses"_a = r.phases, "work"_a = r.work,
+                    "representation"_a = r.representation,
+                    "flow"_a = set.kind == FlowKind::push_relabel ? "push_relabel" : "augment",
+                    "seconds"_a = since(start));
+}
+
+py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, const py::object& parent_out,
+                   const py::object& weight_out, const py::object& lower_out, const py::object& certified_out,
+                   const py::dict& settings) {
+    const GraphView g = graph(n, blocks, csr);
+    const cpu::Settings set = settings_of(settings, g);
+    const TreeOut out{static_cast<int64_t*>(vector_of(parent_out, "parent_out", n, {Kind::i64}).data),
+                      static_cast<double*>(vector_of(weight_out, "weight_out", n, {Kind::f64}).data),
+                      static_cast<double*>(vector_of(lower_out, "lower_out", n, {Kind::f64}).data),
+                      static_cast<uint8_t*>(vector_of(certified_out, "certified_out", n, {Kind::u8}).data)};
+    const auto start = std::chrono::steady_clock::now();
+    TreeReport r;
+    {
+        py::gil_scoped_release release;
+        SignalPoll poll;
+        r = cpu::gomory_hu(g, out, set, poll);
+    }
+    const char* proof = r.nu.proof == NuProof::frobenius  ? "frobenius"
+                        : r.nu.proof == NuProof::cholesky ? "cholesky"
+                                                          : "none";
+    return py::dict("flows"_a = r.flows, "certified"_a = r.certified, "passes"_a = r.passes, "seconds"_a = since(start),
+                    "seconds_certificates"_a = r.seconds_certificates, "root"_a = r.root, "exact"_a = r.exact,
+                    "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = proof,
+                    "components"_a = r.components, "representation"_a = r.representation);
+}
+
+void cut_values(int64_t n, const py::list& blocks, const py::object& csr, const py::object& labels,
+                const py::object& out, const py::dict& settings) {
+    const GraphView g = graph(n, blocks, csr);
+    settings_of(settings, g);
+    const Array l = vector_of(labels, "labels", n, {Kind::i64});
+    const Array o = vector_of(out, "out", -1, {Kind::f64});
+    py::gil_scoped_release release;
+    SignalPoll poll;
+    cpu::cut_values(g, static_cast<const int64_t*>(l.data), o.shape[0], static_cast<double*>(o.data), poll);
+}
+
+void degree_cpu(int64_t n, const py::list& blocks, const py::object& csr, const py::object& out,
+                const py::dict& settings) {
+    const GraphView g = graph(n, blocks, csr);
+    const cpu::Settings set = settings_of(settings, g);
+    const Array o = vector_of(out, "out", n, {Kind::f64});
+    py::gil_scoped_release release;
+    cpu::degree(g, static_cast<double*>(o.data), set);
+}
+
+void degree_cuda(const py::object& block, const py::object& row_out, const py::object& col_out, int64_t stream) {
+#if !defined(MODCUT_CUDA_TOOLKIT)
+    cuda::degree({});  // says what is missing, before any check of arrays that cannot be on a device
+#endif
+    const Array w = view(block, "block", 2, {Kind::f32, Kind::f64}, true);
+    if (w.shape[1] > 1 && w.strides[1] != 1) throw py::value_error("block must have contiguous rows");
+    const Array r = vector_of(row_out, "row_out", w.shape[0], {Kind::f64}, true);
+    const Array c = vector_of(col_out, "col_out", w.shape[1], {Kind::f64}, true);
+    if (r.device.device_id != w.device.device_id || c.device.device_id != w.device.device_id)
+        throw py::value_error("block, row_out and col_out must be on one device");
+    py::gil_scoped_release release;
+    cuda::degree({w.data, w.kind == Kind::f32, w.shape[0], w.shape[1], w.strides[0], static_cast<double*>(r.data),
+                  static_cast<double*>(c.data), w.device.device_id, uintptr_t(stream)});
+}
+
+py::dict devices() {
+    const cuda::Devices d = cuda::devices();
+    py::list list;
+    for (const auto& x : d.devices)
+        list.append(py::dict("name"_a = x.name, "capability"_a = x.capability, "memory_bytes"_a = x.memory_bytes));
+    return py::dict("status"_a = d.status, "message"_a = d.message, "devices"_a = list);
+}
+
+py::dict info() {
+#if defined(MODCUT_CUDA_TOOLKIT)
+    const py::object toolkit = py::str(MODCUT_CUDA_TOOLKIT);
+    const std::string archs = MODCUT_CUDA_ARCHS;
+#else
+    const py::object toolkit = py::none();
+    const std::string archs;
+#endif
+    return py::dict("version"_a = MODCUT_VERSION, "compiler"_a = __VERSION__, "build_type"_a = MODCUT_BUILD_TYPE,
+                    "cuda_compiled"_a = !toolkit.is_none(), "cuda_toolkit"_a = toolkit, "cuda_archs"_a = archs);
+}
+
+}  // namespace
+}  // namespace modcut::bind
+
+PYBIND11_MODULE(_native, m) {
+    namespace b = modcut::bind;
+    m.doc() = "The compiled part of modcut; see _native.pyi for the contract.";
+    py::register_exception_translator([](std::exception_ptr p) {
+        try {
+            if (p) std::rethrow_exception(p);
+        } catch (const modcut::InputError& e) {
+            PyErr_SetString(PyExc_ValueError, e.what());
+        } catch (const modcut::cuda::Error& e) {
+            PyErr_SetString(PyExc_RuntimeError, e.what());
+        }
+    });
+    m.def("info", &b::info);
+    m.def("devices", &b::devices);
+    m.def("max_flow", &b::max_flow, "n"_a, "blocks"_a, "csr"_a, "s"_a, "t"_a, "side_out"_a, "settings"_a);
+    m.def("gomory_hu", &b::gomory_hu, "n"_a, "blocks"_a, "csr"_a, "parent_out"_a, "weight_out"_a, "lower_out"_a,
+          "certified_out"_a, "settings"_a);
+    m.def("cut_values", &b::cut_values, "n"_a, "blocks"_a, "csr"_a, "labels"_a, "out"_a, "settings"_a);
+    m.def("degree_cpu", &b::degree_cpu, "n"_a, "blocks"_a, "csr"_a, "out"_a, "settings"_a);
+    m.def("degree_cuda", &b::degree_cuda, "block"_a, "row_out"_a, "col_out"_a, "stream"_a);
+}

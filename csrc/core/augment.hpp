@@ -1,0 +1,140 @@
+// Maximum flow by blocking flows (Dinic 1970) from one source to a set of sinks, touching only what the flow reaches.
+//
+// In a cut tree most flows end at their bound (the strength of the source) two or three arcs away from it, so nothing
+// here is proportional to n: levels carry the number of the phase, residuals are undone from a journal. Cost of one
+// flow: O(phases * arcs reached + paths * length), at worst O(n^2 m).
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "core/residual.hpp"
+
+namespace modcut {
+
+struct Flow {
+    int64_t value = 0;
+    bool stopped = false;  // at the bound: side() is not filled
+};
+
+template <class Arcs>
+class Augmenter {
+public:
+    Augmenter(Arcs& arcs, int64_t n, Poll& poll)
+        : arcs_(arcs), journal_(arcs), poll_(poll), level_(n), stamp_(n, 0), cursor_(n) {}
+
+    // Flow from s to {y : sink(y)}; ends when it reaches `bound`. Otherwise it is maximum and side() holds the vertices
+    // that s still reaches: the smallest source side of a minimum cut. The network is left as the flow leaves it: call
+    // rest().
+    template <class Sink>
+    Flow run(int64_t s, Sink&& sink, int64_t bound) {
+        Flow flow;
+        while (flow.value < bound) {
+            if (!label(s, sink)) return flow;
+            ++phases;
+            block(s, sink, bound, flow);
+        }
+        flow.stopped = true;
+        return flow;
+    }
+    const std::vector<int32_t>& side() const { return queue_; }
+    void rest() { journal_.undo(); }
+
+    int64_t work = 0, phases = 0;
+
+private:
+    // Levels by breadth-first search, up to the first level from which a sink is one arc away.
+    template <class Sink>
+    bool label(int64_t s, Sink&& sink) {
+        ++epoch_;
+        queue_.clear();
+        queue_.push_back(int32_t(s));
+        visit(s, 0);
+        for (size_t head = 0; head < queue_.size(); ++head) {
+            if ((head & 255) == 0) poll_.check();
+            const int64_t x = queue_[head];
+            const int32_t next_level = level_[x] + 1;
+            int64_t cursor = 0;
+            Arc arc;
+            bool found = arcs_.next(
+                x, cursor, work,
+                [&](int32_t y) {
+                    if (sink(y)) return true;
+                    if (stamp_[y] != epoch_) {
+                        visit(y, next_level);
+                        queue_.push_back(y);
+                    }
+                    return false;
+                },
+                arc);
+            if (found) {
+                sink_level_ = next_level;
+                return true;
+            }
+        }
+        return false;
+    }
+
+    template <class Sink>
+    void block(int64_t s, Sink&& sink, int64_t bound, Flow& flow) {
+        path_.clear();
+        int64_t x = s;
+        for (int64_t steps = 0;; ++steps) {
+            if ((steps & 1023) == 0) poll_.check();
+            const int32_t next_level = level_[x] + 1;
+            const bool last = next_level == sink_level_;
+            Arc arc;
+            const bool found =
+                last ? arcs_.next(
+                           x, cursor_[x], work, [&](int32_t y) { return sink(y); }, arc)
+                     : arcs_.next(
+                           x, cursor_[x], work,
+                           [&](int32_t y) { return stamp_[y] == epoch_ && level_[y] == next_level; }, arc);
+            if (found) {
+                path_.push_back({x, arc});
+                if (!last) {
+                    x = arc.target;
+                    continue;
+                }
+                int64_t amount = bound - flow.value;
+                for (auto& step : path_) amount = std::min(amount, arcs_.r[step.arc.arc]);
+                size_t keep = path_.size();
+                for (size_t i = path_.size(); i-- > 0;) {
+                    journal_.push(path_[i].arc, amount);
+                    if (arcs_.r[path_[i].arc.arc] == 0) keep = i;
+                }
+                flow.value += amount;
+                if (flow.value == bound) return;
+                x = path_[keep].from;
+                path_.resize(keep);
+            } else {
+                if (path_.empty()) return;
+                stamp_[x] = epoch_ - 1;  // a dead end: out of this phase's levels
+                x = path_.back().from;
+                path_.pop_back();
+            }
+        }
+    }
+
+    void visit(int64_t x, int32_t level) {
+        stamp_[x] = epoch_;
+        level_[x] = level;
+        cursor_[x] = 0;
+    }
+
+    struct Step {
+        int64_t from;
+        Arc arc;
+    };
+    Arcs& arcs_;
+    Journal<Arcs> journal_;
+    Poll& poll_;
+    std::vector<int32_t> level_;
+    std::vector<int64_t> stamp_, cursor_;
+    std::vector<int32_t> queue_;
+    std::vector<Step> path_;
+    int64_t epoch_ = 0;
+    int32_t sink_level_ = 0;
+};
+
+}  // namespace modcut

@@ -1,0 +1,184 @@
+// The cut tree (Gomory and Hu 1961) by Gusfield's method (1990) with the swap that makes it a cut tree, on top of
+// certificates, with contraction of vertices already known to be at least as well connected.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <queue>
+#include <vector>
+
+#include "core/certificates.hpp"
+#include "core/st_cut.hpp"
+
+namespace modcut {
+
+struct TreeOut {
+    int64_t* parent;     // [n]
+    double* weight;      // [n]
+    double* lower;       // [n]
+    uint8_t* certified;  // [n]
+};
+
+struct TreeReport {
+    int64_t flows = 0, certified = 0, nontrivial = 0, root = -1, components = 0;
+    double passes = 0, gap = 0;
+    bool exact = true;
+    Gap nu;
+    const char* representation = "none";
+    double seconds_certificates = 0;
+};
+
+// Vertices i, j in one class: proven mincut(i, j) >= the current threshold. The threshold only falls, so classes only
+// merge.
+class Classes {
+public:
+    explicit Classes(int64_t n) : of_(n), members_(n) {
+        std::iota(of_.begin(), of_.end(), 0);
+        for (int64_t x = 0; x < n; ++x) members_[x].assign(1, int32_t(x));
+    }
+    void learn(double lower, int32_t a, int32_t b) { known_.push({lower, {a, b}}); }
+    void lower_to(double threshold) {
+        while (!known_.empty() && known_.top().first >= threshold) {
+            join(of_[known_.top().second.first], of_[known_.top().second.second]);
+            known_.pop();
+        }
+    }
+    int32_t of(int64_t x) const { return of_[x]; }
+    const int32_t* data() const { return of_.data(); }
+
+private:
+    void join(int32_t a, int32_t b) {
+        if (a == b) return;
+        if (members_[a].size() < members_[b].size()) std::swap(a, b);
+        for (int32_t x : members_[b]) of_[x] = a;
+        members_[a].insert(members_[a].end(), members_[b].begin(), members_[b].end());
+        std::vector<int32_t>().swap(members_[b]);
+    }
+    std::vector<int32_t> of_;
+    std::vector<std::vector<int32_t>> members_;
+    std::priority_queue<std::pair<double, std::pair<int32_t, int32_t>>> known_;
+};
+
+template <class Arcs>
+void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t>& order, Classes& classes,
+               FlowKind kind, TreeOut out, TreeReport& report, Poll& poll) {
+    Solver<Arcs> solver(g, deg, poll, kind);
+    double base = -1, threshold = std::numeric_limits<double>::infinity();
+    for (int32_t s : order) {
+        poll.check();
+        const int64_t t = out.parent[s];
+        if (base < 0 || (!g.integral && deg.d[s] < base / 16) || solver.refined > 0) {
+            // No flow from here on exceeds d[s], so neither does a useful capacity.
+            base = deg.d[s];
+            solver.use(rounding_for(g, base));
+            solver.refined = 0;
+        }
+        // Thresholds are compared in the rounded network, where a vertex and its flow agree to the last bit.
+        // It must not rise: strengths are sorted before rounding, and classes merged at the last threshold.
+        int64_t bound = solver.strength(s);
+        if (g.integral) {
+            classes.lower_to(double(bound));
+        } else {
+            const double scaled = PowerOfTwo(solver.rounding().exponent)(threshold);
+            if (scaled < 0x1p62) bound = std::min(bound, int64_t(scaled));
+            threshold = to_float(bound, solver.rounding().exponent);
+            classes.lower_to(threshold);
+        }
+        const int32_t ct = classes.of(t);
+        const int32_t* of = classes.data();
+        Cut cut = solver.cut(s, t, [of, ct](int32_t y) { return of[y] == ct; }, bound);
+        if (!solver.proven(cut)) solver.refine(s, t, g.n, cut);
+        const double weight = cut.upper.value;
+        const double lower = cut.lower;
+        classes.learn(lower, s, int32_t(t));
+        if (!solver.proven(cut)) {
+            report.exact = false;
+            report.gap = std::max(report.gap, weight > 0 ? (weight - lower) / weight : 0.0);
+        }
+        if (cut.shape != Shape::source) ++report.nontrivial;
+        // Gusfield's step: neighbours of t on the side of s move to s; then the swap.
+        std::vector<uint8_t>& in = solver.mark();
+        const bool flip = cut.shape == Shape::all_but_target;
+        auto inside = [&](int64_t x) { return flip ? x != t : bool(in[x]); };
+        if (cut.shape == Shape::listed) {
+            for (int32_t x : cut.side) in[x] = 1;
+            for (int32_t x : cut.side)
+                if (x != s && out.parent[x] == t) out.parent[x] = s;
+        } else if (flip) {
+            for (int64_t x = 0; x < g.n; ++x)
+                if (x != s && x != t && out.parent[x] == t) out.parent[x] = s;
+        } else {
+            in[s] = 1;
+        }
+#if defined(MODCUT_PLANT_NO_SWAP)
+        const bool swap = false;
+#else
+        const bool swap = out.parent[t] >= 0 && inside(out.parent[t]);
+#endif
+        if (swap) {
+            out.parent[s] = out.parent[t];
+            out.parent[t] = s;
+            out.weight[s] = out.weight[t], out.lower[s] = out.lower[t], out.certified[s] = out.certified[t];
+            out.weight[t] = weight, out.lower[t] = lower, out.certified[t] = uint8_t(Proof::flow);
+        } else {
+            out.weight[s] = weight, out.lower[s] = lower, out.certified[s] = uint8_t(Proof::flow);
+        }
+        if (cut.shape == Shape::listed)
+            for (int32_t x : cut.side) in[x] = 0;
+        in[s] = 0;
+    }
+    report.flows = solver.flows;
+    report.passes += double(solver.work()) / double(std::max<int64_t>(1, solver.arcs.size()));
+    report.representation = Arcs::kName;
+}
+
+struct TreeSettings {
+    CertificateSettings certificates;
+    FlowKind kind = FlowKind::augment;
+    int representation = 0;  // 0 auto, 1 block, 2 csr
+};
+
+template <class Clock>
+TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut out, Poll& poll, Clock&& seconds) {
+    TreeReport report;
+    const int64_t n = g.n;
+    if (n == 0) return report;
+    const Degrees deg = degrees(g, settings.certificates.threads);
+    const Components comp = components(g, poll);
+    report.components = comp.count;
+    const double before = seconds();
+    const StarProof stars = prove_stars(g, deg, comp, settings.certificates, poll);
+    report.seconds_certificates = seconds() - before;
+    report.nu = stars.gap;
+    report.passes = 2 + (settings.certificates.enabled ? 1 : 0) + (stars.gap.proof == NuProof::cholesky ? 31 : 0);
+    // Components first: cuts of value 0 between their hubs. Then stars inside.
+    int32_t root = stars.hub[0];
+    for (int32_t h : stars.hub)
+        if (deg.d[h] > deg.d[root]) root = h;
+    report.root = root;
+    const double inf = std::numeric_limits<double>::infinity();
+    std::vector<int32_t> order;
+    for (int64_t x = 0; x < n; ++x) {
+        const int32_t h = stars.hub[comp.of[x]];
+        const bool is_hub = x == h, is_root = x == root;
+        out.parent[x] = is_root ? -1 : is_hub ? root : h;
+        out.weight[x] = out.lower[x] = is_root ? inf : is_hub ? 0.0 : deg.d[x];
+        out.certified[x] = is_root ? 0 : is_hub ? uint8_t(Proof::component) : uint8_t(stars.proof[x]);
+        report.certified += out.certified[x] != 0;
+        if (!is_hub && stars.proof[x] == Proof::flow) order.push_back(int32_t(x));
+    }
+    if (order.empty()) return report;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return g.integral ? deg.di[a] > deg.di[b] : deg.d[a] > deg.d[b]; });
+    Classes classes(n);
+    for (int64_t x = 0; x < n; ++x)
+        if (stars.proof[x] == Proof::deficiency) classes.learn(deg.d[x], int32_t(x), stars.hub[comp.of[x]]);
+    if (prefers_csr(g, deg, settings.representation))
+        run_flows<CsrArcs>(g, deg, order, classes, settings.kind, out, report, poll);
+    else
+        run_flows<BlockArcs>(g, deg, order, classes, settings.kind, out, report, poll);
+    return report;
+}
+
+}  // namespace modcut

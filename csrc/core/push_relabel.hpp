@@ -1,0 +1,168 @@
+// Maximum preflow by push-relabel (Goldberg and Tarjan 1988), highest label first, with global relabelling and the gap
+// heuristic, from one source to a set of sinks. First phase only: a cut needs no return of the excess.
+// Cost O(n^2 sqrt(m)) at worst, independent of capacities: the robust choice where blocking flows would need many
+// phases.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/augment.hpp"
+#include "core/residual.hpp"
+
+namespace modcut {
+
+template <class Arcs>
+class PushRelabel {
+public:
+    PushRelabel(Arcs& arcs, int64_t n, Poll& poll) : arcs_(arcs), journal_(arcs), poll_(poll), n_(n) {}
+
+    // As Augmenter::run; side() holds the vertices that reach no sink: the largest source side of a minimum cut.
+    template <class Sink>
+    Flow run(int64_t s, Sink&& sink, int64_t bound) {
+        height_.assign(n_, 0);
+        cursor_.assign(n_, 0);
+        excess_.assign(n_, 0);
+        Flow flow;
+        relabel_all(s, sink);
+        int64_t cursor = 0;
+        Arc arc;
+        const auto any = [](int32_t) { return true; };
+        while (flow.value < bound && arcs_.next(s, cursor, work, any, arc)) {
+            push(arc, arcs_.r[arc.arc], sink, flow, s);
+            ++cursor;
+        }
+        int64_t since = 0, steps = 0;
+        while (flow.value < bound) {
+            while (top_ >= 0 && active_[top_].empty()) --top_;
+            if (top_ < 0) break;
+            const int64_t x = active_[top_].back();
+            active_[top_].pop_back();
+            if (height_[x] != top_ || excess_[x] == 0) continue;  // moved by a global relabelling
+            if ((++steps & 255) == 0) poll_.check();
+            const int64_t before = work;
+            discharge(x, s, sink, bound, flow);
+            since += work - before + 12;
+            if (since > 2 * arcs_.size() + 6 * n_) {
+                since = 0;
+                relabel_all(s, sink);
+            }
+        }
+        flow.stopped = flow.value >= bound;
+        if (!flow.stopped) {
+            relabel_all(s, sink);
+            side_.clear();
+            for (int64_t x = 0; x < n_; ++x)
+                if (height_[x] >= n_ && !sink(int32_t(x))) side_.push_back(int32_t(x));
+        }
+        return flow;
+    }
+    const std::vector<int32_t>& side() const { return side_; }
+    void rest() { journal_.undo(); }
+
+    int64_t work = 0, phases = 0;
+
+private:
+    template <class Sink>
+    void push(const Arc& arc, int64_t amount, Sink&& sink, Flow& flow, int64_t s) {
+        journal_.push(arc, amount);
+        const int64_t y = arc.target;
+        if (sink(int32_t(y))) {
+            flow.value += amount;
+        } else if (y != s) {
+            if (excess_[y] == 0 && height_[y] < n_) activate(y);
+            excess_[y] += amount;
+        }
+    }
+
+    void activate(int64_t y) {
+        active_[height_[y]].push_back(int32_t(y));
+        top_ = std::max<int64_t>(top_, height_[y]);
+    }
+
+    template <class Sink>
+    void discharge(int64_t x, int64_t s, Sink&& sink, int64_t bound, Flow& flow) {
+        Arc arc;
+        while (excess_[x] > 0 && height_[x] < n_) {
+            const int32_t below_x = height_[x] - 1;
+            const bool found = arcs_.next(x, cursor_[x], work, [&](int32_t y) { return height_[y] == below_x; }, arc);
+            if (found) {
+                int64_t amount = std::min(excess_[x], arcs_.r[arc.arc]);
+                if (sink(arc.target)) amount = std::min(amount, bound - flow.value);
+                excess_[x] -= amount;
+                push(arc, amount, sink, flow, s);
+                if (flow.value >= bound) return;
+                continue;
+            }
+            // Relabel: one above the lowest neighbour with residual capacity.
+            int32_t lowest = int32_t(n_);
+            int64_t cursor = 0;
+            arcs_.next(
+                x, cursor, work,
+                [&](int32_t y) {
+                    lowest = std::min(lowest, height_[y]);
+                    return false;
+                },
+                arc);
+            const int32_t old = height_[x];
+            cursor_[x] = 0;
+            if (--count_[old] == 0) {  // gap: nothing above can reach a sink any more
+                height_[x] = int32_t(n_);
+                for (int64_t y = 0; y < n_; ++y)
+                    if (height_[y] > old && height_[y] < n_ && y != s) {
+                        --count_[height_[y]];
+                        height_[y] = int32_t(n_);
+                    }
+                return;
+            }
+            height_[x] = std::min<int32_t>(lowest + 1, int32_t(n_));
+            if (height_[x] < n_) ++count_[height_[x]];
+        }
+        if (excess_[x] > 0 && height_[x] < n_) activate(x);
+    }
+
+    // Heights become distances to the sinks, by breadth-first search against the residual arcs.
+    template <class Sink>
+    void relabel_all(int64_t s, Sink&& sink) {
+        ++phases;
+        const int32_t far = int32_t(n_);
+        height_.assign(n_, far);
+        count_.assign(n_ + 1, 0);
+        queue_.clear();
+        for (int64_t x = 0; x < n_; ++x)
+            if (sink(int32_t(x))) {
+                height_[x] = 0;
+                queue_.push_back(int32_t(x));
+            }
+        count_[0] = int64_t(queue_.size());
+        for (size_t head = 0; head < queue_.size(); ++head) {
+            if ((head & 63) == 0) poll_.check();
+            const int64_t y = queue_[head];
+            arcs_.for_each_into(y, work, [&](int32_t x) {
+                if (height_[x] == far && x != s) {
+                    height_[x] = height_[y] + 1;
+                    ++count_[height_[x]];
+                    queue_.push_back(x);
+                }
+            });
+        }
+        for (auto& bucket : active_) bucket.clear();
+        active_.resize(n_);
+        top_ = -1;
+        for (int64_t x = 0; x < n_; ++x) {
+            cursor_[x] = 0;
+            if (height_[x] < far && height_[x] > 0 && excess_[x] > 0) activate(x);
+        }
+    }
+
+    Arcs& arcs_;
+    Journal<Arcs> journal_;
+    Poll& poll_;
+    int64_t n_;
+    std::vector<int32_t> height_;
+    std::vector<int64_t> cursor_, excess_, count_;
+    std::vector<std::vector<int32_t>> active_;
+    int64_t top_ = -1;
+    std::vector<int32_t> queue_, side_;
+};
+
+}  // namespace modcut

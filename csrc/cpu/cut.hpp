@@ -1,0 +1,21 @@
+// The CPU entry points: the core's algorithms on views, run by one caller (flows) and a team of threads (passes).
+#pragma once
+#include <cstdint>
+
+#include "core/cut_tree.hpp"
+
+namespace modcut::cpu {
+
+struct Settings {
+    bool certificates = true;
+    int threads = 1;
+    int representation = 0;  // 0 auto, 1 block, 2 csr
+    FlowKind kind = FlowKind::automatic;
+};
+
+FlowReport max_flow(const GraphView& g, int64_t s, int64_t t, uint8_t* side, const Settings& settings, Poll& poll);
+TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& settings, Poll& poll);
+void cut_values(const GraphView& g, const int64_t* labels, int64_t k, double* out, Poll& poll);
+void degree(const GraphView& g, double* out, const Settings& settings);
+
+}  // namespace modcut::cpu
