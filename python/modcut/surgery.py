@@ -167,7 +167,9 @@ def cut_and_heal(
         for step in range(steps):
             value = call(step)
             healed.apply()
-            if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+            if isinstance(value, Tensor) and value.numel() == 1:
+                value = value.detach().item()
+            if isinstance(value, (int, float)):
                 healed.losses.append(float(value))
     except BaseException:
         healed.apply()
