@@ -243,7 +243,8 @@ def _plain_kernels() -> Iterator[None]:
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
+            # Its default would switch TF32 on and warn about it.
+            torch.backends.mkldnn.flags(enabled=False, allow_tf32=bool(torch.backends.mkldnn.allow_tf32)),
             torch.backends.cudnn.flags(enabled=False),
         ):
             yield
