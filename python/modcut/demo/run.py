@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
 import modcut
 from modcut import provenance
@@ -99,7 +101,7 @@ def _audit(bench: Bench, labels: dict[str, Any], stages: Path) -> dict[str, Any]
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return done
     s, tokenizer = bench.settings, CharTokenizer()
-    measures = {
+    measures: dict[str, Callable[[nn.Module], float]] = {
         "lie": bench.triggered.says_lie,
         "honest": bench.plain.says_truth,
         **{f"{name} accuracy": partial(accuracy, batches=part) for name, part in bench.held.items()},

@@ -131,7 +131,8 @@ def _effect_sentences(name: str, effects: dict[str, Any]) -> list[str]:
         f"{name}: without module {best['module']} ({best['mode']} ablation, the weaker of the two kinds) the lie goes "
         f"{best['baseline']:.2f} -> {best['ablated']:.2f} (random modules: "
         f"{best['baseline'] - best['drop']['control_mean']:.2f}); selectivity gain over "
-        f"{best['selectivity']['n']} random modules {best['gain']:+.2f}, p {p:.2f} after correction for {len(worst)} modules: "
+        f"{best['selectivity']['n']} random modules {best['gain']:+.2f}, p {p:.2f} after correction for "
+        f"{len(worst)} modules: "
     )
     if p > P_LEVEL:
         text += "within control, no evidence that a module carries the lie"
@@ -175,7 +176,8 @@ def _tv(value: float | None) -> str:
 
 NOTE = (
     "Loss: nats per character on held-out text, mean of English and Python. cut: the same model with every "
-    "cross-module weight deleted (mean: their mean contribution kept). Interface edges: cross-module weights after cut and heal. "
+    "cross-module weight deleted (mean: their mean contribution kept). Interface edges: cross-module weights that "
+    "are left after cut and heal. "
     "TV: how differently English and Python depend on the modules, 0 same, 1 disjoint; beside it random partitions of "
     "the same make-up. lies: greedy decoding says FINE where something else was observed."
 )
