@@ -238,15 +238,15 @@ def _plain_kernels() -> Iterator[None]:
     """Keep composite operations from being fused, so that every step is visible."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # not mkldnn.flags(): that also sets TF32, which warns without an Intel GPU
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
-            # Its default would switch TF32 on and warn about it.
-            torch.backends.mkldnn.flags(enabled=False, allow_tf32=bool(torch.backends.mkldnn.allow_tf32)),
             torch.backends.cudnn.flags(enabled=False),
         ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = onednn
