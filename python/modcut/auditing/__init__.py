@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modcut.auditing.ablate import Ablation, ablate
+from modcut.auditing.compare import Comparison, Function, ModuleChange, compare
 from modcut.auditing.controls import Effect, beside_controls, random_modules
 from modcut.auditing.decision import Decision
 from modcut.auditing.effects import EffectRow, EffectTable, effect_table
@@ -10,15 +11,19 @@ from modcut.auditing.trace import ModuleEffect, Step, Trace, trace
 
 __all__ = [
     "Ablation",
+    "Comparison",
     "Decision",
     "Effect",
     "EffectRow",
     "EffectTable",
+    "Function",
+    "ModuleChange",
     "ModuleEffect",
     "Step",
     "Trace",
     "ablate",
     "beside_controls",
+    "compare",
     "effect_table",
     "random_modules",
     "trace",

@@ -188,7 +188,7 @@ def effect_table(
     rows: list[EffectRow] = []
     total = 1 + len(modes) * sum(map(len, sets.values()))
     with evaluation(model), bar("effects", total, progress) as tick:
-        baseline = _measure(model, measures, "the intact model")
+        baseline = measured(model, measures, "the intact model")
         tick()
         for m, candidates in sets.items():
             for each in modes:
@@ -198,14 +198,15 @@ def effect_table(
                         who = (
                             f"the model without module {m}" if j == 0 else f"the model without a control of module {m}"
                         )
-                        drops[j] = baseline - _measure(model, measures, who)
+                        drops[j] = baseline - measured(model, measures, who)
                     tick()
                 rows += _rows(m, candidates[0].numel(), each, list(measures), baseline, drops, seed)
     made = record(model, n=controls, controls=controls, seed=seed, ablation=", ".join(modes))
     return EffectTable(tuple(rows), skipped, made)
 
 
-def _measure(model: nn.Module, measures: Mapping[str, Measure], who: str) -> NDArray[np.float64]:
+def measured(model: nn.Module, measures: Mapping[str, Measure], who: str) -> NDArray[np.float64]:
+    """Return every measure of a model, float64 [measures]; ValueError, naming it, where one is not finite."""
     values = {name: float(measure(model)) for name, measure in measures.items()}
     for name, value in values.items():
         if not np.isfinite(value):
@@ -253,4 +254,4 @@ def _rows(
     return rows
 
 
-__all__ = ["EffectRow", "EffectTable", "Measure", "effect_table", "selectivity"]
+__all__ = ["EffectRow", "EffectTable", "Measure", "effect_table", "measured", "selectivity"]
