@@ -240,7 +240,8 @@ def _plain_kernels() -> Iterator[None]:
 
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False  # not mkldnn.flags(): that also sets TF32, which warns without an Intel GPU
+    # Not mkldnn.flags(): that also writes the TF32 setting, which warns on machines without an Intel GPU.
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
@@ -249,4 +250,4 @@ def _plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch.backends.mkldnn.enabled = onednn
+        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
