@@ -45,15 +45,17 @@ class Leak(nn.Module):
             self.norms.close()
         self.labelled = False
         """Whether there are labels yet."""
-        self._balanced: dict[int, tuple[Any, Tensor]] = {}
         self._index: dict[str, Tensor] = {}
+        self._balanced: dict[int, tuple[Any, Tensor]] = {}
+        self._fallback: Tensor | None = None
+        self._ready = False  # nothing left to look up before a call: the call can be compiled as one graph
         self._age = 0  # training steps so far: how old a balanced scale may be
 
     def set_labels(self, labels: Tensor) -> None:
         """Use these labels, int64 [n], from now on."""
-        self.labels = labels.to(self.labels.device, torch.int64)
+        self.labels = labels.detach().to(self.labels.device, torch.int64, copy=True)
         self.labelled = True
-        self._index.clear()
+        self._forget()
 
     @property
     def model(self) -> nn.Module:
@@ -129,7 +131,8 @@ class Leak(nn.Module):
 
     def scales(self) -> dict[str, Tensor]:
         """Return the scale s_j of every column by matrix name (the latest term of each), [cols]."""
-        parts = torch.split(self._scales([w.get() for w in self._terms.weights]), list(self._terms.widths))
+        scales = self._arguments([w.get() for w in self._terms.weights])[0]
+        parts = torch.split(scales, list(self._terms.widths))
         return {m.name: part for m, part in zip(self._terms.matrices, parts, strict=True)}
 
     # -- numbers -------------------------------------------------------------------------------------------------------
@@ -146,13 +149,17 @@ class Leak(nn.Module):
                 f"all weights must be on one device, got {sorted({str(w.device) for w in weights})}: "
                 "models spread over devices are not supported yet"
             )
-        if self.labels.device != device:
-            self.to(device)
-        index = self._flat(device)
-        return self._scales(weights), index["row_label"], index["col_label"], self.k
+        if not self._ready or self.labels.device != device:
+            self._prepare()
+        return self._scales(weights), self._index["row_label"], self._index["col_label"], self.k
 
-    def _flat(self, device: torch.device) -> dict[str, Tensor]:
-        if not self._index or self._index["row_label"].device != device:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _prepare(self) -> None:
+        """Lay out the flat vectors, and stand-ins for norms that were never measured."""
+        weights = [w.get().detach() for w in self._terms.weights]
+        if self.labels.device != weights[0].device:
+            self.to(weights[0].device)
+        if not self._index:
             t = self._terms
             extended = torch.cat([self.labels.cpu(), torch.tensor([-1])])  # vertex -1 finds label -1
             readers = (*t.matrices, *t.witnesses)
@@ -167,8 +174,12 @@ class Leak(nn.Module):
                 "owner": self.norms.owner.repeat_interleave(widths),
                 "read_vertex": torch.cat([m.col_vertex.cpu() for m in readers]),
             }
-            self._index = {name: x.to(device) for name, x in index.items()}
-        return self._index
+            self._index = {name: x.to(weights[0].device) for name, x in index.items()}
+        self._fallback = self._balanced_scales(weights) if self.edge == "contribution" else None
+        self._ready = self._fallback is None
+
+    def _forget(self) -> None:
+        self._index, self._balanced, self._fallback, self._ready = {}, {}, None, False
 
     @torch.no_grad()
     def _scales(self, weights: list[Tensor]) -> Tensor:
@@ -179,13 +190,11 @@ class Leak(nn.Module):
                 gain = torch.ones(w.shape[1], device=w.device) if m.gain is None else m.gain().detach().abs()
                 parts.append((gain if self.edge == "abs" else gain.square()).to(w.device, self.norms.mass.dtype))
             return torch.cat(parts)
-        index = self._flat(weights[0].device)
+        index = self._index
         columns = index["col_label"].numel()
         square, seen = self.norms.read(index["place"][:columns], index["owner"][:columns])
-        balanced = self._balanced_scales(weights)
-        return square.sqrt() if balanced is None else torch.where(seen, square.sqrt(), balanced)
+        return square.sqrt() if self._fallback is None else torch.where(seen, square.sqrt(), self._fallback)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _balanced_scales(self, weights: list[Tensor]) -> Tensor | None:
         """Return balanced scales for the terms whose inputs were never measured, [C]; None where all were."""
         missing = [i for i in self.norms.missing() if i < len(weights)]
@@ -206,7 +215,7 @@ class Leak(nn.Module):
     @torch.no_grad()
     def _row_weights(self, strength: Tensor) -> Tensor:
         """Return how much each row counts in the mean, [R]: 0 for rows that are not live; they add up to 1."""
-        index = self._flat(strength.device)
+        index = self._index
         live = self._live(index) & (strength != 0)
         groups = index["group_weight"].to(strength.dtype)
         count = torch.zeros_like(groups).index_add_(0, index["row_group"], live.to(groups.dtype))
@@ -216,8 +225,7 @@ class Leak(nn.Module):
 
     def _dials(self) -> Tensor:
         """Return the dial of every row's class, [R]."""
-        index = self._flat(self.labels.device)
-        return index["group_weight"][index["row_group"]]
+        return self._index["group_weight"][self._index["row_group"]]
 
     def _live(self, index: dict[str, Tensor]) -> Tensor:
         """Return which rows' neurons are alive, bool [R]: not those whose output was observed and always 0."""
@@ -240,8 +248,7 @@ class Leak(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Leak:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._index.clear()
-        self._balanced.clear()
+        self._forget()
         return self
 
 

@@ -184,9 +184,9 @@ def balanced_scale(weight: Tensor, col_vertex: Tensor, *, power: int = 1, rounds
         return torch.ones_like(a[0]) if a.shape[0] else a.new_ones(a.shape[1])
     scale = torch.where(used, 1.0 / torch.where(used, a.sum(0), 1.0), 0.0)
     for _ in range(rounds):
-        r = a @ scale
+        r = (a * scale).sum(1)  # not a matrix product: autocast would round it
         r = torch.where(r > 0, 1.0 / torch.where(r > 0, r, 1.0), 0.0)
-        c = a.T @ r
+        c = (a * r[:, None]).sum(0)
         new = torch.where(used, 1.0 / torch.where(c > 0, c, 1.0), 0.0)
         change = (new / new.sum() - scale / scale.sum()).abs().sum()
         scale = new

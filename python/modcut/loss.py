@@ -85,6 +85,8 @@ class ModularityLoss(Leak):
     Memory: labels and one number per column; no mask of any weight's size. Each call reads every weight once.
     """
 
+    _factor: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -131,7 +133,7 @@ class ModularityLoss(Leak):
             labels, k = given_labels(graph, partition)
         check_k(graph, k)
         super().__init__(model, graph, k, edge, inputs)
-        self.method, self.seed, self.lam = method, seed, float(lam)
+        self.method, self.seed, self._lam = method, seed, float(lam)
         self._data, self._loss_fn = data, loss_fn
         self.warmup = (0 if labels is not None or data is not None else _WARMUP) if warmup is None else warmup
         self.ramp = (_RAMP if self.warmup else 0) if ramp is None else ramp
@@ -139,6 +141,9 @@ class ModularityLoss(Leak):
 
         self._steps = 0
         self._start = -1  # the step at which the partition was set
+        # A tensor, so that a compiled loss sees a new value and not a new constant at every step.
+        factor = torch.zeros((), dtype=self.norms.mass.dtype, device=self.labels.device)
+        self.register_buffer("_factor", factor, persistent=False)
         self._calls = 0
         self._recorder: Any = None
         self._partition: Partition | None = None
@@ -163,9 +168,10 @@ class ModularityLoss(Leak):
             RuntimeError: the model is gone or its parameters changed shape.
         """
         self._count_call()
-        if self._start < 0:
+        if not self.labelled:
             return torch.zeros((), device=self.labels.device, requires_grad=True)
-        return self.leak() * (self.lam * self.weight)
+        leak = self.leak()
+        return leak * self._factor.to(leak.device, leak.dtype)
 
     @torch.no_grad()
     def backward_(self, scale: float = 1.0) -> float:
@@ -235,11 +241,26 @@ class ModularityLoss(Leak):
             return None
         if self._partition is None:
             meta = {"method": self.partition_origin, "seed": self.seed, "step": self._start}
-            self._partition = Partition(self.labels.cpu(), self.graph, self.k, meta)
+            self._partition = Partition(self.labels.to("cpu", copy=True), self.graph, self.k, meta)
         return self._partition
+
+    @property
+    def lam(self) -> float:
+        """The factor on the loss; may be changed at any time."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        _check_range("lam", value, 0.0, math.inf)
+        self._lam = float(value)
+        self._update()
+
+    def _update(self) -> None:
+        self._factor.fill_(self._lam * self.weight)
 
     def _watch(self) -> None:
         """Decide what the hooks gather in the next training pass: input norms, and usage before a search is due."""
+        self._update()
         self._age = self._steps
         self.norms.recording = self._steps < _SETTLED or self._steps % _EVERY == 0
         due: int | None = None
@@ -328,8 +349,8 @@ class ModularityLoss(Leak):
         self._steps, self._start, self.partition_origin = saved["steps"], saved["start"], saved["origin"]
         self.labelled = self._start >= 0
         self._partition = None
-        self._index.clear()
-        self._balanced.clear()
+        self._forget()
+        self._update()
         self._drop_recorder()
         self._watch()
 
