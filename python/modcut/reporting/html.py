@@ -19,7 +19,6 @@ from modcut.reporting import results, svg, views
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
 TREE_LIMIT = 64
-# Extra modules in the palette beyond those that any result names, for trees drawn with more vertices than modules.
 _SHOWN_METRICS = (
     ("leak", "Leak"),
     ("ncut", "Normalised cut"),
@@ -106,21 +105,18 @@ def render(
         sections.append(results.section("effects", "Effects of ablation", measured))
     if (compared := views.plain(comparison, "comparison")) is not None:
         sections.append(results.section("comparison", "Comparison by module", compared))
+    for s in sections:  # made by modcut.reporting.svg, which escapes every text
+        s |= {key: Markup(s[key]) for key in ("svg", "steps_svg") if s.get(key)}
     meta = dict(meta or {})
     summary = meta.pop("summary", "")
     shown = [_card(c) for c in deck["cards"]] if deck else []
     not_covered = _not_covered(view, deck)
-    k = max(
-        [8, *([view["k"]] if view else []), *(c["index"] + 1 for c in shown), *_vertices(forest), *_named(sections)]
-    )
     context: dict[str, Any] = {
         "version": __version__,
         "title": title,
         "lead": summary,
         "facts": _facts(view, deck),
         "style": Markup(_environment().loader.get_source(_environment(), "style.css")[0]),  # type: ignore[union-attr]
-        "light": Markup(svg.palette(k, dark=False)),
-        "dark": Markup(svg.palette(k, dark=True)),
         "partition": view,
         "tables": tables,
         "cards": shown,
@@ -143,6 +139,11 @@ def render(
         )
         if there
     ]
+    # The palette reaches every module that a picture or a card is coloured by.
+    drawn = [v for v in context.values() if isinstance(v, Markup)]
+    drawn += [s[key] for s in sections for key in ("svg", "steps_svg") if s.get(key)]
+    k = max([svg.coloured(*drawn), *(c["index"] + 1 for c in shown)])
+    context |= {"light": Markup(svg.palette(k, dark=False)), "dark": Markup(svg.palette(k, dark=True))}
     return _environment().get_template("report.html.j2").render(context)
 
 
@@ -153,9 +154,17 @@ def _environment() -> jinja2.Environment:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_clean,
     )
     environment.filters.update(cell=cell, signed=signed, percent=percent, token=token)
     return environment
+
+
+def _clean(value: Any) -> Any:
+    """Control characters are not allowed in HTML; text from data may hold any."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return svg.clean(value)
 
 
 def cell(value: Any) -> str:
@@ -205,8 +214,6 @@ def _facts(view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None) -> li
         meta = deck.get("meta", {})
         if meta.get("held_out") is not None:
             facts.append(("Held-out samples", cell(meta["held_out"])))
-        origins = sorted({str(c["origin"]) for c in deck["cards"]})
-        facts.append(("Cards by", ", ".join(origins)))
     return facts
 
 
@@ -214,7 +221,7 @@ def _pictures(
     view: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]], forest: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     out: dict[str, Any] = dict.fromkeys(("graph_svg", "occupancy_svg", "scores_svg", "tree_svg"), "")
-    out |= {"tree_facts": [], "tree_caption": "", "interface_table": None, "significance_table": None}
+    out |= {"tree_facts": [], "tree_caption": "", "interface_table": None}
     titles = {c["index"]: c["title"] for c in shown if c.get("title")}
     if view:
         names = [titles.get(i) or f"Module {i}" for i in range(view["k"])]
@@ -319,22 +326,7 @@ def _cards_note(deck: Mapping[str, Any]) -> str:
 
 def _trace(t: Mapping[str, Any], at: int, total: int) -> dict[str, Any]:
     title = "Trace of one decision" if total == 1 else f"Trace {at + 1} of {total}"
-    return results.section("trace" if total == 1 else f"trace-{at + 1}", title, t)
-
-
-def _vertices(forest: Mapping[str, Any] | None) -> list[int]:
-    return [int(forest["n"])] if forest and int(forest["n"]) <= TREE_LIMIT else []
-
-
-def _named(sections: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Module numbers that appear in bars: the palette has to reach them."""
-    found = []
-    for s in sections:
-        for t in s["tables"]:
-            if "module" in t["columns"]:
-                column = t["columns"].index("module")
-                found += [int(r[column]) + 1 for r in t["rows"] if isinstance(r[column], int)]
-    return found
+    return results.trace_section("trace" if total == 1 else f"trace-{at + 1}", title, t)
 
 
 def _not_covered(view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -56,6 +56,59 @@ def section(name: str, title: str, result: Mapping[str, Any], *, text: str = "")
     }
 
 
+def trace_section(name: str, title: str, t: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section of a trace: the decision, every module's effect beside its controls, and the way in depth."""
+    if t.get("kind") != "trace" or not isinstance(t.get("decision"), Mapping):
+        return section(name, title, t)
+    d, modules = t["decision"], t.get("modules") or []
+    bars = [effect_row(f"without module {m['module']}", m["log_probability"], m["module"]) for m in modules]
+    rows = [
+        {
+            "module": f"module {m['module']}",
+            "units": m["units"],
+            **_cells("change of log-probability", m["log_probability"]),
+            "probability then": m["without"]["probability"],
+            "answer then": m["without"]["top"][0]["text"] if m["without"].get("top") else m["without"]["text"],
+            "beyond all random": m["beyond_controls"],
+        }
+        for m in modules
+    ]
+    top = [{"answer": a["text"], "probability": a["probability"]} for a in d.get("top") or []]
+    out = {
+        "id": name,
+        "title": title,
+        "decision": d,
+        "inputs": "".join(t.get("inputs") or [])[-600:],
+        "svg": svg.effect_bars(bars, title=title, unit="change of the answer's log-probability") if bars else "",
+        "caption": "Change of the answer's log-probability when a module is ablated: to the left, the answer loses"
+        " without it. Grey bands: matched random modules, mean ± 2 standard deviations.",
+        "tables": [_titled("Every module", rows)] if rows else [],
+        "record": record_entries(t.get("record") or {}),
+    }
+    if t.get("steps"):
+        followed = sorted({e["module"] for s in t["steps"] for e in s["effects"]})
+        lines = [
+            {"label": f"{s['depth']}. {s['site']}", "effects": [_bubble(e) for e in s["effects"]]} for s in t["steps"]
+        ]
+        out["steps_svg"] = svg.steps(lines, followed)
+        out["steps_caption"] = (
+            "The same in the order of the forward pass, each module ablated only there. Area of a disc: size of the "
+            "change (filled: the answer loses without the module, hollow: it gains). Dashed ring: matched random "
+            "modules (size of their mean plus one deviation). Dot below: larger than under every random module."
+        )
+    if top:
+        out["tables"].append(_titled("Most probable answers of the intact model", top))
+    skipped = "; ".join(f"module {m}: {why}" for m, why in (t.get("skipped") or {}).items())
+    out["text"] = f"Not measured: {skipped}." if skipped else ""
+    return out
+
+
+def _bubble(e: Mapping[str, Any]) -> dict[str, Any]:
+    c = e["log_probability"]
+    control = None if c.get("control_mean") is None else abs(c["control_mean"]) + (c.get("control_sd") or 0.0)
+    return {"module": e["module"], "value": c.get("value"), "control": control, "beyond": e.get("beyond_controls")}
+
+
 def record_entries(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the plain entries of a record, nested ones with dotted names."""
     out: list[tuple[str, Any]] = []

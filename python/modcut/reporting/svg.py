@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
-from html import escape
+from html import escape as _escape_markup
 from itertools import count
 from typing import Any
 
@@ -25,6 +26,16 @@ _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#7b
 _DARK = ("#5ab4f0", "#ff9a57", "#3fcfa0", "#f0a6cf", "#e6b84a", "#9fd4ff", "#b99bf2", "#c99a8c")
 # Edges weaker than this part of the strongest one are counted, not drawn: sixteen modules have 120 pairs.
 _FAINT = 0.01
+
+
+def clean(text: str) -> str:
+    """Replace the characters that neither HTML nor XML may hold (control characters, lone surrogates)."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def escape(text: str) -> str:
+    """Return text that stands for itself in SVG and HTML."""
+    return _escape_markup(clean(str(text)))
 
 
 def colour(module: int) -> str:
@@ -47,19 +58,20 @@ def palette(k: int, *, dark: bool) -> str:
     return " ".join(f"--{name}: {value};" for name, value in names.items())
 
 
-def standalone(svg: str, k: int) -> str:
+def coloured(*pictures: str) -> int:
+    """Return how many module colours the pictures need: one more than the largest module in them."""
+    return 1 + max((int(m) for p in pictures for m in re.findall(r"--module-(\d+)", p)), default=0)
+
+
+def standalone(svg: str) -> str:
     """Return a picture as a complete .svg file with its own colours, light and dark."""
+    k = coloured(svg)
     start = svg.index(">") + 1
     style = (
         f"<style>svg {{ {palette(k, dark=False)} background: var(--paper); }}"
         f" @media (prefers-color-scheme: dark) {{ svg {{ {palette(k, dark=True)} }} }}</style>"
     )
-    head = (
-        svg[:start]
-        if "xmlns=" in svg[:start]
-        else svg[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
-    )
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + head + style + svg[start:] + "\n"
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + svg[:start] + style + svg[start:] + "\n"
 
 
 def shorten(text: str, limit: int) -> str:
@@ -113,22 +125,27 @@ def module_graph(
     pairs = sorted((float(both[i, j]), i, j) for i in range(k) for j in range(i + 1, k) if both[i, j] > 0)
     drawn = [p for p in pairs if p[0] >= _FAINT * top]
     parts = []
+    centre, bow = np.array([width / 2, height / 2]), 0.0 if k <= 3 else 0.35
+    stroke = 11.0 if k <= 8 else 8.0
     for value, i, j in drawn:
         a, b = place[i], place[j]
         middle = (a + b) / 2
-        centre = np.array([width / 2, height / 2])
-        bend = middle + (centre - middle) * (0.0 if k <= 3 else 0.35)
+        bend = middle + (centre - middle) * bow
         label = (
             f"{names[i]} and {names[j]}: {_figure(value)} ({_figure(s[j, i])} one way, {_figure(s[i, j])} the other)"
         )
         parts.append(
             f'<path d="M{a[0]:.1f} {a[1]:.1f} Q{bend[0]:.1f} {bend[1]:.1f} {b[0]:.1f} {b[1]:.1f}" fill="none" '
-            f'stroke="var(--soft)" stroke-width="{1 + 11 * value / top:.2f}" stroke-linecap="round" '
+            f'stroke="var(--soft)" stroke-width="{1 + stroke * value / top:.2f}" stroke-linecap="round" '
             f'stroke-opacity="{0.22 + 0.4 * value / top:.2f}"><title>{escape(label)}</title></path>'
         )
     for value, i, j in drawn[-3:] if k <= 4 else []:
-        at = place[i] + (place[j] - place[i]) * 0.5
-        parts.append(_halo(at[0], at[1] - 10, _figure(value), 12))
+        # Beside the middle of the curve: a quarter of each end and half of its control point.
+        middle, along = (place[i] + place[j]) / 2, place[j] - place[i]
+        normal = np.array([along[1], -along[0]]) / float(np.hypot(*along))
+        normal = normal if normal[1] < -0.2 or (abs(normal[1]) <= 0.2 and normal[0] > 0) else -normal
+        at = middle + (centre - middle) * bow / 2 + normal * (13 + 9 * abs(normal[0]))
+        parts.append(_halo(at[0], at[1] + 4, _figure(value), 12))
     for i in range(k):
         x, y = place[i]
         r = radius[i]
@@ -139,7 +156,7 @@ def module_graph(
             f'<text x="{x:.1f}" y="{y:.1f}" dy="0.36em" text-anchor="middle" font-size="{min(17, r * 1.1):.0f}" '
             f'font-weight="650" fill="var(--paper)" pointer-events="none">{i}</text></g>'
         )
-        out = place[i] - np.array([width / 2, height / 2])
+        out = place[i] - centre
         far = float(np.hypot(*out)) or 1.0
         below = k <= 2 or abs(out[0]) / far < 0.35
         limit = 24 if k <= 8 else 16
@@ -268,7 +285,7 @@ def cut_tree(
     parts = []
     for v, p in enumerate(parent):
         w = weight[v]
-        if p < 0 or w is None:
+        if p < 0 or w is None or not math.isfinite(w):
             continue
         (x1, y1), (x2, y2) = at[v], at[p]
         label = f"minimum cut between {names[v]} and {names[p]}: {_figure(float(w))}"
@@ -280,7 +297,7 @@ def cut_tree(
     if n <= 40:
         for v, p in enumerate(parent):
             w = weight[v]
-            if p >= 0 and w is not None:
+            if p >= 0 and w is not None and math.isfinite(w):
                 (x1, y1), (x2, y2) = at[v], at[p]
                 parts.append(_halo(x1 + (x2 - x1) * 0.4, y1 + (y2 - y1) * 0.4, _figure(float(w)), 10.5))
     for v in range(n):
@@ -416,6 +433,62 @@ def dots(
         )
         parts.append(_text(width - right + 10, y + 4, f"{r['value']:.2f}", 11.5))
     said = "Filled dots: the score with its 95 % interval. Rings: random modules. Ticks: evidence of other modules."
+    return _svg(width, height, title, said, parts)
+
+
+def steps(
+    rows: Sequence[dict[str, Any]], modules: Sequence[int], *, title: str = "Modules used by one decision, in order"
+) -> str:
+    """Draw a decision's way through the modules: one line per stretch of the forward pass, one column per module.
+
+    A disc's area is the size of the effect of ablating the module there (filled: the answer loses without it, hollow:
+    it gains); the dashed ring is what matched random modules do; a dot under the disc: larger than all of them.
+
+    Args:
+        rows: ``label`` and ``effects``: dicts with ``module``, ``value``, ``control`` (size) and ``beyond``.
+        modules: the columns, in order.
+        title: accessible title.
+    """
+    line, column, left, top = 44.0, 74.0, 250.0, 36.0
+    width, height = left + column * max(len(modules), 1) + 20, top + line * len(rows) + 10
+    sizes = [
+        abs(float(e[key])) for r in rows for e in r["effects"] for key in ("value", "control") if e.get(key) is not None
+    ]
+    most = max(sizes, default=0.0) or 1.0
+    parts = []
+    where = {m: left + column * (at + 0.5) for at, m in enumerate(modules)}
+    for m, x in where.items():
+        parts.append(
+            f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{height - 10:.1f}" stroke="var(--line)"/>'
+            f'<circle cx="{x:.1f}" cy="15" r="11" fill="{colour(m)}"/><text x="{x:.1f}" y="15" dy="0.36em" '
+            f'text-anchor="middle" font-size="11" font-weight="650" fill="var(--paper)">{m}</text>'
+        )
+    for at, r in enumerate(rows):
+        y = top + line * (at + 0.5)
+        parts.append(f'<line x1="{left:.1f}" y1="{y:.1f}" x2="{width - 10:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(_text(left - 12, y + 4, shorten(str(r["label"]), 36), 11.5, "end", full=str(r["label"])))
+        for e in r["effects"]:
+            size = e.get("control")
+            if e["module"] not in where or e.get("value") is None:
+                continue
+            x, value = where[e["module"]], float(e["value"])
+            radius = max(1.5, 18 * math.sqrt(abs(value) / most))
+            fill = colour(e["module"]) if value <= 0 else "var(--paper)"
+            told = f"module {e['module']} at {r['label']}: {_signed(value)}"
+            ring = ""
+            if size is not None:
+                told += f"; matched random modules: {_figure(size)}"
+                reach = max(1.0, 18 * math.sqrt(abs(size) / most))
+                ring = (
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{reach:.1f}" fill="none" stroke="var(--ink)" '
+                    'stroke-width="1.2" stroke-dasharray="2.5 2.5"/>'
+                )
+            star = f'<circle cx="{x:.1f}" cy="{y + 20:.1f}" r="1.8" fill="var(--ink)"/>' if e.get("beyond") else ""
+            parts.append(
+                f'<g><title>{escape(told)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{fill}" '
+                f'stroke="{colour(e["module"])}" stroke-width="2"/>{ring}{star}</g>'
+            )
+    said = f"{len(rows)} stretches of the forward pass against {len(modules)} modules."
     return _svg(width, height, title, said, parts)
 
 
