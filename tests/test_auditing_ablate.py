@@ -115,6 +115,17 @@ def test_mean_puts_the_mean_over_the_reference_in_place():
         torch.testing.assert_close(out, nn.functional.linear(h, model[4].weight, model[4].bias))
 
 
+def test_slices_of_the_reference_take_turns_so_that_the_later_ones_count():
+    model, P = random_mlp()
+    a, b, x = torch.randn(300, 5), torch.randn(300, 5) + 3, torch.randn(9, 5)
+    slices = {"a": a.split(50), "b": b.split(50)}
+    mixed = torch.cat([a[:150], b[:150]])
+    with torch.no_grad(), ablate(model, P, 0, "mean", reference=slices):
+        out = model(x)
+    with torch.no_grad(), ablate(model, P, 0, "mean", reference=[mixed]):
+        torch.testing.assert_close(model(x), out)
+
+
 def test_resampling_everything_gives_outputs_of_reference_samples():
     model, P = random_gpt()
     reference, x = tokens(20, seed=1), tokens(6, seed=2)

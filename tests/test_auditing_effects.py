@@ -85,6 +85,23 @@ def test_modules_without_reachable_units_are_listed():
     assert set(t.skipped) == {2} and "not measured" in str(t)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupt_leaves_the_model_as_it_was(error):
+    model, P = two_tasks()
+    calls = []
+
+    def measure(m):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return 1.0
+
+    model.train()
+    with pytest.raises(error):
+        effect_table(model, P, {"a": measure}, controls=5)
+    assert model.training and not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [

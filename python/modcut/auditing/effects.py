@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modcut.auditing._shared import bar, footer, record, table
-from modcut.auditing.ablate import Mode, ablate, check_fits, reachable
+from modcut.auditing.ablate import Mode, ablate, check_fits, reachable, reference_of
 from modcut.auditing.controls import Effect, beside_controls, random_modules
-from modcut.graph.interventions import collect_reference, evaluation
+from modcut.graph.interventions import evaluation
 from modcut.partition import Partition
 
 Measure = Callable[[nn.Module], float]
@@ -156,7 +156,8 @@ def effect_table(
         P: its partition.
         measures: name -> function of the model that returns a rate; it may run any number of batches.
         mode: an ablation mode, or several: results swing with the choice, so quote ``.worst``.
-        reference: data for ``mean`` and ``resample``, as in :func:`modcut.ablate`.
+        reference: data for ``mean`` and ``resample``, as in :func:`modcut.ablate` (the first 256 samples are used, 32
+            where ``resample`` is among the modes).
         controls: random modules per module.
         seed: of the random modules and of the draws of ``resample``.
         modules: module indices; all by default.
@@ -183,8 +184,8 @@ def effect_table(
     for each in modes:  # refuse before the long loop
         for units in [s[0] for s in sets.values()][:1]:
             ablate(model, P, units, each, reference)
-    if reference is not None and not hasattr(reference, "means"):
-        reference = collect_reference(model, P.graph, reference, keep_samples="resample" in modes)
+    if set(modes) & {"mean", "resample", "noise"}:
+        reference = reference_of(model, P.graph, reference, resample="resample" in modes)
     rows: list[EffectRow] = []
     total = 1 + len(modes) * sum(map(len, sets.values()))
     with evaluation(model), bar("effects", total, progress) as tick:

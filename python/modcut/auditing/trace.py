@@ -13,18 +13,15 @@ from torch import Tensor, nn
 
 from modcut import _batches
 from modcut.auditing._shared import bar, footer, record, table
-from modcut.auditing.ablate import Mode, ablate, check_fits, reachable
+from modcut.auditing.ablate import Mode, ablate, check_fits, reachable, reference_of
 from modcut.auditing.controls import Effect, beside_controls, random_modules
 from modcut.auditing.decision import Decision, decide, repeated, scores, single
 from modcut.auditing.depth import Site, depths, in_order
-from modcut.graph.interventions import collect_reference, evaluation, sites, tap_key
+from modcut.graph.interventions import evaluation, sites, tap_key
 from modcut.partition import Partition
-from modcut.reading.evidence import decoder
 
 # Draws of a random ablation (resample) are averaged over so many reference samples.
 _DRAWS = 8
-# Reference samples that a trace keeps in memory for resample.
-_KEPT = 32
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,8 @@ class Trace:
         parts.append("\nmodules, by what the answer loses without them (change of log-probability)")
         parts.append(table(_HEADER, [_row(f"module {e.module} ({e.units})", e, self.decision) for e in self.modules]))
         if self.steps:
-            parts.append("\nthe same in order of depth, each ablated only there")
+            beside = f"({self.record['step_controls']} random modules)"
+            parts.append(f"\nthe same in order of depth, each ablated only there {beside}")
             rows = [
                 _row(f"{s.depth}. {s.site.name}: module {e.module} ({e.units})", e, self.decision)
                 for s in self.steps
@@ -261,6 +259,8 @@ def trace(
         ValueError: more than one sample; ``target`` or ``position`` outside; ``mean`` or ``resample`` without
             reference; fewer than one control; a partition of another architecture; no module that can be ablated.
     """
+    from modcut.reading.evidence import decoder  # heavy: scipy.stats
+
     if mode is None:
         mode = "zero" if reference is None else "mean"
     if mode not in ("zero", "mean", "resample"):
@@ -279,10 +279,8 @@ def trace(
     batch = single(inputs, _batches.device_of(model))
     lab = _Lab(model, P, batch, position, target, mode, reference, seed, decode)
     intact = lab.baseline()
-    if reference is not None and not hasattr(reference, "means"):
-        keep = mode == "resample"
-        rows = _KEPT if keep else 256
-        lab.reference = collect_reference(model, P.graph, reference, max_rows=rows, keep_samples=keep)
+    if mode != "zero":
+        lab.reference = reference_of(model, P.graph, reference, resample=mode == "resample")
     units = {m: lab.units(m) for m in range(P.k)}
     skipped = {m: "none of its units can be replaced (tokens and logits only)" for m, u in units.items() if not len(u)}
     units = {m: u for m, u in units.items() if len(u)}

@@ -71,6 +71,25 @@ def sites(graph: WeightGraph, vertices: Tensor | None = None) -> tuple[Site, ...
     return tuple(found)
 
 
+def reachable(graph: WeightGraph, units: Tensor, *, outputs: bool = False) -> Tensor:
+    """Return those of ``units`` (int64 [m]) that an ablation replaces: the ones a tap of the graph carries.
+
+    The model's own outputs (logits) are left alone unless ``outputs``: replacing an answer says nothing about how it
+    came about.
+    """
+    carried = torch.zeros(graph.n, dtype=torch.bool)
+    internal = torch.zeros(graph.n, dtype=torch.bool)
+    for s in graph.spaces:
+        internal[s.vertices] = s.kind not in ("input", "output")
+    for site in sites(graph, units):
+        vertices = site.tap.vertex.cpu()[site.where]
+        if site.tap.side == "output" and not outputs:
+            # A vocabulary that is tied to the embedding is an input space whose output tap carries the logits.
+            vertices = vertices[internal[vertices]]
+        carried[vertices] = True
+    return torch.masked_select(units, carried[units])
+
+
 def as_vertices(graph: WeightGraph, vertices: Tensor | Sequence[int]) -> Tensor:
     """Return vertex ids as int64 [m], checked.
 
@@ -177,7 +196,7 @@ def collect_reference(
     Args:
         model: The model that ``graph`` was traced from.
         graph: Its graph.
-        data: Batches; a dict of slices is read as one stream.
+        data: Batches; the slices of a dict take turns, so that ``max_rows`` does not leave out the later ones.
         vertices: Vertex ids or mask; all with a tap by default.
         max_rows: Stop after this many samples.
         keep_samples: Keep whole activations for ``mode="resample"``: memory max_rows x positions x features per tap.
@@ -204,7 +223,7 @@ def collect_reference(
 
     seen = 0
     with evaluation(model), torch.no_grad(), _hooked(model, [(s.tap, reader(s)) for s in where]):
-        for _, batch in _batches.iterate(data):
+        for batch in _in_turn(data):
             _batches.forward(model, _batches.to_device(batch, _batches.device_of(model)))
             seen += _batches.batch_size(batch)
             if seen >= max_rows:
@@ -223,6 +242,21 @@ def collect_reference(
                     parts = [p.narrow(d, 0, size) for p in parts]
             out.samples[key] = torch.cat(parts)
     return out
+
+
+def _in_turn(data: _batches.Data) -> Iterator[_batches.Batch]:
+    """Yield the batches of all slices, one of each in turn until all are spent."""
+    if isinstance(data, Mapping) and not all(isinstance(v, Tensor) for v in data.values()):
+        turns = [_batches.iterate(v) for v in data.values()]
+    else:
+        turns = [_batches.iterate(data)]
+    while turns:
+        for turn in list(turns):
+            item = next(turn, None)
+            if item is None:
+                turns.remove(turn)
+            else:
+                yield item[1]
 
 
 @contextmanager
