@@ -49,8 +49,8 @@ def test_a_module_with_one_function_is_used_and_needed_on_its_slice_only(
     use = {s["slice"]: s["share"] for s in cards[module].evidence["use"]["slices"]}
     assert use[own] == pytest.approx(1.0) and use[other] == pytest.approx(0.0, abs=1e-6)
     rise = {s["slice"]: s for s in cards[module].evidence["effect"]["slices"]}
-    assert rise[own]["rise"] > max(rise[own]["controls"]) > 0
-    assert abs(rise[other]["rise"]) < min(rise[other]["controls"])
+    assert rise[own]["rise"] > rise[own]["control_mean"] > 0
+    assert abs(rise[other]["rise"]) < rise[other]["control_mean"]
 
 
 def test_the_listed_tokens_are_those_of_the_function(cards: ModuleCards) -> None:
@@ -111,15 +111,13 @@ def test_use_is_activation_times_gradient_summed_over_the_module() -> None:
                 step[0, p, unit] = 1e-6
                 slope = (loss_at(h + step) - loss_at(h - step)) / 2e-6
                 expected[p, unit // 4] += abs(slope * float(h[0, p, unit]))
-        # The other taps (embedding channels and outputs), from autograd on the same net without hooks.
+        # The embedding channels, from autograd on the same net without hooks; outputs are not counted.
     inner = embedded.clone().requires_grad_(True)
     out = torch.relu(model.up(inner)) @ model.down.weight.T
     loss = torch.nn.functional.cross_entropy(out[0, :-1], x[0, 1:])
-    g_in, g_out = torch.autograd.grad(loss, [inner, out])
-    for part, gradient in ((inner.detach(), g_in), (out.detach(), g_out)):
-        use = (part * gradient).abs()[0]
-        half = use.shape[1] // 2
-        expected += np.stack([use[:, :half].sum(1), use[:, half:].sum(1)], axis=1)
+    (gradient,) = torch.autograd.grad(loss, [inner])
+    use = (inner.detach() * gradient).abs()[0]
+    expected += np.stack([use[:, :4].sum(1), use[:, 4:].sum(1)], axis=1)
     assert seen.windows[0].use[:, 0] == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 

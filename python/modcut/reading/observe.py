@@ -1,6 +1,7 @@
 """Watch a partitioned model on data: how much each module is used where, and what happens without it.
 
-Use of a vertex at a position is |activation x gradient of the loss|; use of a module is the sum over its vertices.
+Use of a vertex at a position is |activation x gradient of the loss|; use of a module is the sum over its inner vertices
+(the model's own inputs and outputs are neither counted nor replaced).
 Everything is recorded for the partition and, in the same pass, for random partitions of the same make-up: the controls.
 """
 
@@ -63,7 +64,7 @@ class Observation:
     control_labels: Tensor
     """int64 [controls, n]."""
     reachable: Tensor
-    """bool [n]: vertices whose activations can be read and replaced."""
+    """bool [n]: inner vertices, whose activations are read and replaced; inputs and outputs of the model are not."""
     objective: str
     """In words: the scalar whose gradient measures use."""
     scored_windows: int = 0
@@ -172,8 +173,7 @@ def observe(
             )
         effects = _effects(model, P, random, chosen, held, objective, mode, say)
     reachable = torch.zeros(graph.n, dtype=torch.bool)
-    for site in interventions.sites(graph):
-        reachable[site.tap.vertex.cpu()[site.where]] = True
+    reachable[interventions.reachable(graph, torch.arange(graph.n))] = True
     return Observation(
         windows=windows,
         effects=effects,
@@ -199,6 +199,8 @@ def _use(
     """Use of every module of every labeling on one batch: |activation x gradient| summed over the module's vertices."""
     inputs = _batches.inputs_of(batch)
     tokens = inputs.ndim == 2 and not inputs.is_floating_point()
+    # Inner vertices only, as in ablations: that an answer moves with its own score says nothing about its causes.
+    inner = interventions.reachable(graph, torch.arange(graph.n))
     seen: list[tuple[interventions.Site, Tensor]] = []
 
     def visitor(site: interventions.Site) -> Callable[[Tensor], Tensor | None]:
@@ -217,7 +219,7 @@ def _use(
     try:
         for p in frozen:  # without a single trainable parameter no activation would have a gradient
             p.requires_grad_(True)
-        for site in interventions.sites(graph):
+        for site in interventions.sites(graph, inner):
             handles.append(interventions.hook_tap(model, site.tap, visitor(site)))
         with torch.enable_grad():
             loss = objective(model, batch) * len(picked)
@@ -294,7 +296,7 @@ def _effects(
         runs = []
         for r, labeling in enumerate([labels, *random]):
             say(f"effect of module {i} of {P.k}" + (f", random control {r}" if r else ""))
-            units = torch.nonzero(labeling == i).flatten()
+            units = interventions.reachable(P.graph, torch.nonzero(labeling == i).flatten())
             with interventions.replace(model, P.graph, units, mode, reference=reference, seed=r):
                 runs.append(_measure(model, held, objective))
         effect = Effect(mode)

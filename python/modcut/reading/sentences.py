@@ -33,7 +33,7 @@ def _make_up(i: int, m: Mapping[str, Any]) -> str:
     text += ", in " + ", ".join(f"{name} ({count})" for name, count in top)
     text += f" and {len(families) - 3} more." if len(families) > 3 else "."
     if m["unreachable"]:
-        text += f" {m['unreachable']} of them cannot be observed or replaced by a hook."
+        text += f" {m['unreachable']} of them (inputs, outputs and what no hook reaches) are not observed or replaced."
     return text
 
 
