@@ -31,9 +31,10 @@ def section(name: str, title: str, result: Mapping[str, Any], *, text: str = "")
         if key in ("record", "meta", "stamp") and isinstance(value, Mapping):
             record = {**record, **value}
         elif _rows(value):
-            flat = _table(_words(key), value)
-            tables += [flat] if flat is not None else []
+            tables += _expanded(_words(key), value)
             bars = bars or _bars(value)
+        elif isinstance(value, Mapping) and value and all(_flat(v) for v in value.values()):
+            tables.append(_titled(_words(key), [{"name": _words(str(k)), **v} for k, v in value.items()]))
         elif isinstance(value, Mapping) and value and all(is_effect(v) for v in value.values()):
             rows = [{_words(key): _words(str(k)), **_cells("effect", v)} for k, v in value.items()]
             tables.append(_titled(_words(key), rows))
@@ -147,6 +148,25 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def _flat(value: Any) -> bool:
+    """Whether a value is a dict of plain figures or words (and no effect)."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and not is_effect(value)
+        and all(isinstance(v, (str, int, float, bool)) or v is None for v in value.values())
+    )
+
+
+def _expanded(title: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The table of the rows, and one more for every list of dicts inside them (each line with its row's module)."""
+    tables = [_table(title, rows)]
+    for key in dict.fromkeys(k for r in rows for k, v in r.items() if _rows(v)):
+        inner = [{"module": r.get("module"), **line} for r in rows for line in r.get(key) or []]
+        tables.append(_table(f"{title}: {_words(key)}", inner))
+    return [t for t in tables if t is not None]
+
+
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     flat = []
     for r in rows[:ROWS]:
@@ -156,6 +176,8 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
                 cells |= _cells(_words(key), value)
             elif isinstance(value, (str, int, float, bool)) or value is None:
                 cells[_words(key)] = value
+            elif isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value):
+                cells[_words(key)] = ", ".join(str(v) for v in value)
         flat.append(cells)
     keep = [c for c in dict.fromkeys(c for r in flat for c in r) if any(r.get(c) is not None for r in flat)]
     if not keep:
