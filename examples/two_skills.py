@@ -89,10 +89,10 @@ def loss_fn(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, LENGTH + 2 :].flatten())
 
 
-def train(seed: int, steps: int, hidden: int = 256, say: bool = True) -> GPT:
+def train(seed: int, steps: int, say: bool = True) -> GPT:
     """Train until both skills are learned (at most ``steps``); an ordinary optimizer and an ordinary loss."""
     torch.manual_seed(seed)
-    model = GPT(hidden=hidden)
+    model = GPT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, s / 50) * (1 - 0.9 * s / steps))
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -119,10 +119,12 @@ def skill_correlation(graph: modcut.WeightGraph, statistics: Statistics, skill: 
     return ((label / label.norm()) @ z)[units.unit]
 
 
-def study(seed: int, steps: int = 2500, hidden: int = 256, random: int = 20, say: bool = True) -> dict[str, object]:
+def study(
+    seed: int, steps: int = 2500, random: int = 20, powers: tuple[float, ...] = (1, 3, 4, 8), say: bool = True
+) -> dict[str, object]:
     """Train one network and measure everything on it."""
     start = time.perf_counter()
-    model = train(seed, steps, hidden, say)
+    model = train(seed, steps, say)
     trained = time.perf_counter() - start
     generator = torch.Generator().manual_seed(2000 + seed)
     losses = base_losses(model, generator)
@@ -137,12 +139,15 @@ def study(seed: int, steps: int = 2500, hidden: int = 256, random: int = 20, say
     windows = torch.where(skill[:, None] == 0, pool[0], pool[1])
     graph = modcut.weight_graph(model, windows[:2])
     statistics = collect(graph, model, list(windows.split(64)), loss_fn)
-    # Inner vertices: inputs and outputs belong to both skills by construction.
-    inner = torch.zeros(graph.n, dtype=torch.bool)
-    clustered = inner.clone()
+    # Inner units, one vertex each (of a head the first): inputs and outputs belong to both skills by construction.
+    unit = units_of(graph).unit
+    first = torch.zeros(graph.n, dtype=torch.bool)
+    first[[int((unit == u).nonzero()[0]) for u in unit.unique()]] = True
+    inner, clustered = torch.zeros_like(first), torch.zeros_like(first)
     for s in graph.spaces:
         inner[s.vertices] = s.kind in ("hidden", "head", "residual")
         clustered[s.vertices] = s.kind in ("hidden", "head")
+    inner, clustered = inner & first, clustered & first
     corr = skill_correlation(graph, statistics, skill)
     selective = inner & (corr.abs() > SELECTIVE)
     result |= {"n": graph.n, "selective": int(selective.sum()), "inner": int(inner.sum())}
@@ -156,13 +161,13 @@ def study(seed: int, steps: int = 2500, hidden: int = 256, random: int = 20, say
         }
 
     trees: dict[str, dict[str, object]] = {}
-    for power in (1, 3, 4, 8):
+    for power in powers:
         for name, s in (("real", statistics), ("shuffled", shuffled(statistics, seed, graph))):
             began = time.perf_counter()
             cut = tree_cut(graph, s, power=power)
             row = {"conductance": cut.conductance[:3], "side": cut.smaller(), "seconds": time.perf_counter() - began}
             row |= readout(cut.side())
-            trees[f"co-usage, p = {power}, {name}"] = row
+            trees[f"co-usage, p = {power:g}, {name}"] = row
     plain = contract(graph)
     tree = modcut.gomory_hu_tree(plain.graph)
     edges, conductance = tree.edges_by_conductance(plain.graph)
@@ -197,7 +202,6 @@ def study(seed: int, steps: int = 2500, hidden: int = 256, random: int = 20, say
             result["eigenvalues"] = P.meta["spectrum"][:4]
             result["null_eigenvalue"] = P.meta["null_spectrum"][0]
     result["partitions"] = found
-    result["units"] = units_of(graph).count
     result["seconds"] = time.perf_counter() - start
     return result
 
@@ -219,18 +223,12 @@ def report(results: list[dict[str, object]]) -> str:
             out.append(f"Not reported: {r['refused']}.")
             continue
         out[-1] += (
-            f" {r['n']} vertices, {r['inner']} of them inner, {r['selective']} selective "
-            f"(|correlation of usage with the skill| > {SELECTIVE}). {r['seconds']:.0f} s in all."
+            f" {r['n']} vertices; {r['inner']} inner units (neurons, heads, residual channels), of which "
+            f"{r['selective']} selective (|correlation of usage with the skill| > {SELECTIVE}). "
+            f"{r['seconds']:.0f} s in all."
         )
         rows = [
-            [
-                "tree on",
-                "cut / volume of the three best edges",
-                "smaller side",
-                "ARI, all inner",
-                "ARI, selective",
-                "agreement, selective",
-            ]
+            ["tree on", "cut / volume of the three best edges", "smaller side", "ARI, all", "ARI, selective", "agree"]
         ]
         for name, t in r["trees"].items():  # type: ignore[attr-defined]
             rows.append(
