@@ -7,7 +7,7 @@ has one per weight matrix; nothing is ever densified) and CSR rows (sparse input
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from modcut._arrays import as_matrix, canonical, capsule, from_numpy, host
 ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-5, torch.int64: 0.0}
 # Excess at a vertex is a sum of capacities; below this total it cannot wrap around in int64.
 INTEGER_TOTAL = 2**62
+ENTRIES = 2**22  # entries of a block worked on at once: their float64 copy is 32 MiB
 _TILE = 512  # two 512 x 512 float64 tiles (4 MiB) stay in cache while a matrix is compared with its transpose
 
 
@@ -46,7 +47,7 @@ class Problem:
     dtype: torch.dtype
     blocks: tuple[DenseBlock, ...] = ()
     csr: sp.csr_array | None = None
-    """Symmetric, canonical, without diagonal; data int64 or float64, indptr int64."""
+    """Symmetric, canonical, without diagonal; data int64 or float64."""
 
     @property
     def integer(self) -> bool:
@@ -66,7 +67,7 @@ class Problem:
         if self.csr is None:
             return None
         a = self.csr
-        return capsule(from_numpy(a.indptr)), capsule(from_numpy(a.indices)), capsule(from_numpy(a.data))
+        return capsule(from_numpy(a.indptr)), capsule(torch.from_numpy(a.indices)), capsule(from_numpy(a.data))
 
     def degree(self) -> Tensor:
         """Strength of every vertex (sum of its capacities, self-loops left out), [n], int64 or float64. O(edges)."""
@@ -212,7 +213,6 @@ def _sparse_problem(a: sp.csr_array, bipartite: bool, symmetrize: bool) -> Probl
     coo = a.tocoo()
     keep = (coo.coords[0] != coo.coords[1]) & (coo.data != 0)
     a = canonical(sp.coo_array((coo.data[keep], (coo.coords[0][keep], coo.coords[1][keep])), shape=a.shape))
-    a.indptr = a.indptr.astype(np.int64)
     return Problem(a.shape[0], torch.int64 if a.dtype == np.int64 else torch.float64, (), a)
 
 
@@ -325,3 +325,30 @@ def _rows_contiguous(w: Tensor, symmetric: bool = False) -> Tensor:
         w = w.T  # column-major: the transpose is the same graph, and needs no copy
     contiguous = w.stride(1) == 1 and (w.stride(0) >= w.shape[1] or w.shape[0] <= 1)
     return w if contiguous else w.contiguous()
+
+
+def merged(n: int, blocks: Iterable[DenseBlock], csr: sp.csr_array | None, z: Tensor, k: int) -> Tensor:
+    """Z.T W Z for the indicator Z of labels z, in int64 where all blocks are integers, else float64, [k, k]."""
+    exact = torch.zeros(k, k, dtype=torch.int64)
+    total = torch.zeros(k, k, dtype=torch.float64)
+    integer = True
+    for b in blocks:
+        rows, cols = b.values.shape
+        r, c = z[b.row_offset : b.row_offset + rows], z[b.col_offset : b.col_offset + cols]
+        integer = integer and b.values.dtype == torch.int64
+        dtype = torch.int64 if b.values.dtype == torch.int64 else torch.float64
+        q = torch.zeros(k, k, dtype=dtype)
+        step = max(1, ENTRIES // max(cols, 1))
+        for i in range(0, rows, step):
+            part = b.values[i : i + step].to(dtype)
+            q.index_add_(1, c, torch.zeros(k, cols, dtype=dtype).index_add_(0, r[i : i + step], part))
+        if b.symmetric:
+            q -= torch.diag(torch.zeros(k, dtype=dtype).index_add_(0, r, torch.diagonal(b.values).to(dtype)))
+        else:
+            q = q + q.T
+        exact += q if dtype == torch.int64 else 0
+        total += q
+    if csr is not None:
+        indicator = sp.csr_array((np.ones(n, dtype=np.int64), (np.arange(n), z.numpy())), shape=(n, k))
+        return torch.from_numpy((indicator.T @ csr @ indicator).toarray())
+    return exact if integer else total

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from modcut._arrays import as_labels, capsule, native, vertex
-from modcut._problem import Problem, is_weight_graph, iter_blocks, problem
+from modcut._problem import Problem, is_weight_graph, iter_blocks, merged, problem
+from modcut._settle import settled
 from modcut.tree import CERTIFICATES, Cut, CutTree, TreeStats
 
 __all__ = [
@@ -36,6 +35,7 @@ __all__ = [
 ]
 
 _TREE_INTEGER = 2**53  # weights of trees are float64, which holds every integer up to here
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}  # what "exact" may differ by, relative to the cut
 
 
 def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
@@ -225,10 +225,16 @@ def _tree(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -
     if n > 1:
         outputs = [capsule(x) for x in (parent, weight, lower, certified)]
         r = native().gomory_hu(n, p.native_blocks(), p.native_csr(), *outputs, settings)
-    exact = bool(r["exact"])
-    # The engine proved that the bounds meet up to the rounding of its own sums; that gap stays in stats.gap.
-    lower = weight.clone() if exact else torch.minimum(lower, weight)
     edges = parent >= 0
+    lower = torch.minimum(lower, weight)
+    exact, gap = bool(r["exact"]), float(r["gap"])
+    if not p.integer and n > 2:
+        parent, weight, lower = settled(p, parent, weight, lower, lambda u, v: _solve(p, u, v, threads).side)
+        edges = parent >= 0
+        gap = max(gap, float(torch.where(edges & (weight > 0), 1 - lower / weight, 0.0).max()))
+        exact = exact and gap <= _TOLERANCE[p.dtype]
+    # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
+    lower = weight.clone() if exact else lower
     codes = certified[edges].tolist()
     counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
     first = ("flows", "certified", "passes", "seconds", "gap", "exact", "root")
@@ -238,7 +244,7 @@ def _tree(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -
         certified_by=counts,
         passes=float(r["passes"]),
         seconds=float(r["seconds"]),
-        gap=float(r["gap"]),
+        gap=gap,
         native={key: value for key, value in r.items() if key not in first},
     )
     tree = CutTree(parent, weight, lower, certified, exact, p.integer, seed, eps, stats)
@@ -250,9 +256,6 @@ def _threads(threads: Any) -> int:
     if count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
     return count
-
-
-_ENTRIES = 2**22  # entries of a block summed at once: their float64 copy is 32 MiB
 
 
 def _quotient(g: Any, labels: Any, k: int | None, bipartite: bool, symmetrize: bool) -> Tensor:
@@ -267,26 +270,4 @@ def _quotient(g: Any, labels: Any, k: int | None, bipartite: bool, symmetrize: b
         p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
         n, blocks, csr = p.n, iter(p.blocks), p.csr
     z, k = as_labels(labels, n, k)
-    exact = torch.zeros(k, k, dtype=torch.int64)
-    total = torch.zeros(k, k, dtype=torch.float64)
-    integer = True
-    for b in blocks:
-        rows, cols = b.values.shape
-        r, c = z[b.row_offset : b.row_offset + rows], z[b.col_offset : b.col_offset + cols]
-        integer = integer and b.values.dtype == torch.int64
-        dtype = torch.int64 if b.values.dtype == torch.int64 else torch.float64
-        q = torch.zeros(k, k, dtype=dtype)
-        step = max(1, _ENTRIES // max(cols, 1))
-        for i in range(0, rows, step):
-            part = b.values[i : i + step].to(dtype)
-            q.index_add_(1, c, torch.zeros(k, cols, dtype=dtype).index_add_(0, r[i : i + step], part))
-        if b.symmetric:
-            q -= torch.diag(torch.zeros(k, dtype=dtype).index_add_(0, r, torch.diagonal(b.values).to(dtype)))
-        else:
-            q = q + q.T
-        exact += q if dtype == torch.int64 else 0
-        total += q
-    if csr is not None:
-        indicator = sp.csr_array((np.ones(n, dtype=np.int64), (np.arange(n), z.numpy())), shape=(n, k))
-        return torch.from_numpy((indicator.T @ csr @ indicator).toarray())
-    return exact if integer else total
+    return merged(n, blocks, csr, z, k)

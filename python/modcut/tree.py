@@ -168,7 +168,8 @@ class CutTree:
         return np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
 
     @cached_property
-    def _depth(self) -> list[int]:
+    def depth(self) -> list[int]:
+        """Number of edges between each vertex and the root."""
         parent, depth = self.parent.tolist(), [0] * self.n
         for v in self._order[1:].tolist():
             depth[v] = depth[parent[v]] + 1
@@ -205,7 +206,7 @@ class CutTree:
         u, v = vertex(u, "u", self.n), vertex(v, "v", self.n)
         if u == v:
             raise ValueError(f"u and v must be different vertices, got {u} twice")
-        parent, weight, depth = self.parent, self.weight, self._depth
+        parent, weight, depth = self.parent, self.weight, self.depth
         best: tuple[float, int] = (float("inf"), self.n)
         while u != v:
             if depth[u] < depth[v]:
