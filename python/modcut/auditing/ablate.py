@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from modcut.auditing._units import Units, units_of
+from modcut.auditing._vertices import Which, vertices_of
 from modcut.graph.interventions import Mode, Reference, collect_reference, reachable, replace
 from modcut.graph.types import WeightGraph
 from modcut.partition import Partition
@@ -35,7 +35,7 @@ class Ablation:
         self,
         model: nn.Module,
         P: Partition,
-        modules: Units,
+        modules: Which,
         mode: Mode,
         reference: Any,
         scale: float,
@@ -45,7 +45,7 @@ class Ablation:
     ) -> None:
         self.model, self.graph, self.mode, self.scale, self.seed = model, P.graph, mode, scale, seed
         self.taps = None if taps is None else frozenset(taps)
-        self.units = units_of(P, modules)
+        self.units = vertices_of(P, modules)
         """int64 [m]: the vertices that were asked for."""
         self.reached = reachable(P.graph, self.units, outputs=outputs)
         """int64: those of them that are replaced."""
@@ -118,7 +118,7 @@ class Ablation:
 def ablate(
     model: nn.Module,
     P: Partition,
-    modules: Units,
+    modules: Which,
     mode: Mode = "zero",
     reference: Any = None,
     scale: float = 0.0,

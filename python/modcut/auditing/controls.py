@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modcut.auditing._units import Units, units_of
+from modcut.auditing._vertices import Which, vertices_of
 from modcut.controls import matched_units
 from modcut.partition import Partition
 
@@ -23,7 +23,7 @@ Alternative = Literal["greater", "less", "two-sided"]
 _RESAMPLES = 2000
 
 
-def random_modules(P: Partition, module: Units, count: int, *, seed: int = 0) -> Tensor:
+def random_modules(P: Partition, module: Which, count: int, *, seed: int = 0) -> Tensor:
     """Draw random modules that match ``module``, int64 [count, size of the module]; every row ascending.
 
     Each is a draw of :func:`modcut.controls.matched_units`: as many units in every space, whole heads for whole heads,
@@ -44,7 +44,7 @@ def random_modules(P: Partition, module: Units, count: int, *, seed: int = 0) ->
         raise ValueError(f"controls must be at least 1 (no effect is given without its control), got {count}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
-    units = units_of(P, module)
+    units = vertices_of(P, module)
     generators = (_generator(seed, j) for j in range(count))
     return torch.stack([matched_units(P.graph, units, generator) for generator in generators])
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from modcut.partition import Module, Partition
 
-Units = int | Module | Sequence[int] | slice | Tensor
+Which = int | Module | Sequence[int] | slice | Tensor
 """A module index, several of them, a :class:`Module`, or vertices: a slice of ids, int64 ids, or a bool mask [n]."""
 
 
-def units_of(P: Partition, modules: Units | Sequence[Module]) -> Tensor:
+def vertices_of(P: Partition, modules: Which | Sequence[Module]) -> Tensor:
     """Return the vertices that ``modules`` names, int64 ascending without repeats, on the CPU.
 
     Integers and sequences of integers are module indices; a tensor or a slice holds vertex ids.
