@@ -332,7 +332,7 @@ inline StarProof prove_stars(const GraphView& g, const Degrees& deg, const Compo
         if (i != hub) {
             need[i] = kMargin * (2 * std::max(q.largest[i], q.largest[hub]) + 2 * deg.d[i] / V) + 1e-12;
 #if defined(MODCUT_PLANT_LOOSE_CERTIFICATE)
-            need[i] = 0;
+            need[i] *= MODCUT_PLANT_LOOSE_CERTIFICATE;
 #endif
             least = std::min(least, need[i]);
         }

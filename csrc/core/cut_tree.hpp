@@ -39,6 +39,9 @@ public:
     }
     void learn(double lower, int32_t a, int32_t b) { known_.push({lower, {a, b}}); }
     void lower_to(double threshold) {
+#if defined(MODCUT_PLANT_WEAK_CONTRACTION)
+        threshold *= MODCUT_PLANT_WEAK_CONTRACTION;
+#endif
         while (!known_.empty() && known_.top().first >= threshold) {
             join(of_[known_.top().second.first], of_[known_.top().second.second]);
             known_.pop();
@@ -112,7 +115,7 @@ void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t
             in[s] = 1;
         }
 #if defined(MODCUT_PLANT_NO_SWAP)
-        const bool swap = false;
+        const bool swap = false && inside(t);
 #else
         const bool swap = out.parent[t] >= 0 && inside(out.parent[t]);
 #endif

@@ -1,0 +1,499 @@
+// The core's claims, each against a reference that shares no code with it: subsets, Jacobi eigenvalues, re-summed cuts.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/cut.hpp"
+
+using namespace modcut;
+
+namespace {
+
+int failures = 0;
+void fail(const std::string& claim, const std::string& detail) {
+    if (++failures <= 20) std::fprintf(stderr, "FAILED: %s (%s)\n", claim.c_str(), detail.c_str());
+}
+#define CLAIM(condition, claim, detail)        \
+    do {                                       \
+        if (!(condition)) fail(claim, detail); \
+    } while (0)
+
+using Matrix = std::vector<std::vector<double>>;
+
+// One graph in several dresses: dense symmetric, rectangular blocks, CSR; float64, float32 or int64.
+struct Graph {
+    int64_t n = 0;
+    Matrix w;
+    std::vector<double> f64;
+    std::vector<float> f32;
+    std::vector<int64_t> i64, indptr, columns;
+    GraphView view;
+};
+
+template <class T>
+const T* pack(std::vector<T>& out, const Matrix& w) {
+    for (auto& row : w)
+        for (double x : row) out.push_back(T(x));
+    return out.data();
+}
+
+Graph dense(const Matrix& w, Scalar type) {
+    Graph g;
+    g.n = int64_t(w.size()), g.w = w, g.view.n = g.n;
+    BlockView b;
+    b.type = type, b.rows = b.cols = b.stride = g.n, b.symmetric = true;
+    b.data = type == Scalar::f64   ? static_cast<const void*>(pack(g.f64, w))
+             : type == Scalar::f32 ? static_cast<const void*>(pack(g.f32, w))
+                                   : pack(g.i64, w);
+    if (g.n > 0) g.view.blocks.push_back(b);
+    g.view.integral = type == Scalar::i64, g.view.single = type == Scalar::f32;
+    return g;
+}
+
+Graph csr(const Matrix& w, bool integral) {
+    Graph g;
+    g.n = int64_t(w.size()), g.w = w, g.view.n = g.n, g.view.has_csr = true, g.view.integral = integral;
+    g.indptr.push_back(0);
+    for (int64_t i = 0; i < g.n; ++i) {
+        for (int64_t j = 0; j < g.n; ++j)
+            if (w[i][j] != 0) g.columns.push_back(j), g.f64.push_back(w[i][j]), g.i64.push_back(int64_t(w[i][j]));
+        g.indptr.push_back(int64_t(g.columns.size()));
+    }
+    CsrView& c = g.view.csr;
+    c.indptr = g.indptr.data(), c.indices = g.columns.data(), c.wide = true, c.nnz = int64_t(g.columns.size());
+    c.type = integral ? Scalar::i64 : Scalar::f64,
+    c.data = integral ? static_cast<const void*>(g.i64.data()) : g.f64.data();
+    return g;
+}
+
+// Layers joined by rectangular blocks, every row padded by two unused entries (stride > cols); `twice` repeats a block
+// transposed and adds a square block of a layer with itself, so that vertex pairs add up.
+Graph layered(const std::vector<int64_t>& sizes, std::function<double()> draw, bool twice) {
+    Graph g;
+    std::vector<int64_t> at{0};
+    for (int64_t s : sizes) at.push_back(at.back() + s);
+    g.n = at.back(), g.view.n = g.n;
+    g.w.assign(g.n, std::vector<double>(g.n, 0));
+    struct Place {
+        int64_t r, c, rows, cols, offset;
+    };
+    std::vector<Place> places;
+    auto add = [&](int64_t r, int64_t c, int64_t rows, int64_t cols) {
+        places.push_back({r, c, rows, cols, int64_t(g.f64.size())});
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < cols + 2; ++j) {
+                const double x = j < cols ? draw() : std::numeric_limits<double>::quiet_NaN();
+                g.f64.push_back(x);
+                if (j < cols && r + i != c + j) g.w[r + i][c + j] += x, g.w[c + j][r + i] += x;
+            }
+    };
+    for (size_t l = 0; l + 1 < sizes.size(); ++l) add(at[l + 1], at[l], sizes[l + 1], sizes[l]);
+    if (twice) add(at[0], at[1], sizes[0], sizes[1]), add(at[0], at[0], sizes[0], sizes[0]);
+    for (auto& p : places) {
+        BlockView b;
+        b.data = g.f64.data() + p.offset, b.rows = p.rows, b.cols = p.cols, b.stride = p.cols + 2, b.row0 = p.r,
+        b.col0 = p.c;
+        g.view.blocks.push_back(b);
+    }
+    return g;
+}
+
+struct Tree {
+    std::vector<int64_t> parent;
+    std::vector<double> weight, lower;
+    std::vector<uint8_t> proof;
+    TreeReport report;
+};
+
+Tree tree(const GraphView& g, cpu::Settings settings) {
+    Tree t;
+    t.parent.resize(g.n), t.weight.resize(g.n), t.lower.resize(g.n), t.proof.resize(g.n);
+    Poll poll;
+    t.report = cpu::gomory_hu(g, {t.parent.data(), t.weight.data(), t.lower.data(), t.proof.data()}, settings, poll);
+    return t;
+}
+
+double cut_of(const Matrix& w, const std::vector<uint8_t>& side) {
+    long double sum = 0;
+    for (size_t i = 0; i < w.size(); ++i)
+        for (size_t j = 0; j < w.size(); ++j)
+            if (side[i] && !side[j]) sum += w[i][j];
+    return double(sum);
+}
+
+bool close(double a, double b, double scale = 0) {
+    return std::abs(a - b) <= 1e-11 * std::max({std::abs(a), std::abs(b), scale});
+}
+
+// (1) every edge's induced cut is its weight, (2) the weights add up to those of a trusted tree: then it is a cut tree.
+double check_induced(const Graph& g, const Tree& t, const std::string& what) {
+    double sum = 0;
+    int64_t roots = 0;
+    for (int64_t v = 0; v < g.n; ++v) {
+        if (t.parent[v] < 0) {
+            ++roots;
+            continue;
+        }
+        std::vector<uint8_t> side(g.n, 0);
+        for (int64_t x = 0; x < g.n; ++x) {
+            int64_t y = x, steps = 0;
+            while (y >= 0 && y != v && steps <= g.n) y = t.parent[y], ++steps;
+            CLAIM(steps <= g.n, "the tree has no cycle", what);
+            side[x] = y == v;
+        }
+        CLAIM(close(cut_of(g.w, side), t.weight[v]), "each tree edge's induced cut is its weight",
+              what + ", vertex " + std::to_string(v) + ": " + std::to_string(cut_of(g.w, side)) +
+                  " != " + std::to_string(t.weight[v]));
+        CLAIM(t.lower[v] <= t.weight[v], "lower <= weight", what);
+        sum += t.weight[v];
+    }
+    CLAIM(roots == (g.n > 0), "exactly one root", what);
+    CLAIM(t.report.exact, "small graphs are exact", what);
+    return sum;
+}
+
+// mincut(u, v) for all pairs by all subsets.
+Matrix brute(const Matrix& w) {
+    const size_t n = w.size();
+    Matrix best(n, std::vector<double>(n, std::numeric_limits<double>::infinity()));
+    for (uint32_t set = 1; set + 1 < (1u << n); ++set) {
+        std::vector<uint8_t> side(n);
+        for (size_t i = 0; i < n; ++i) side[i] = (set >> i) & 1;
+        const double c = cut_of(w, side);
+        for (size_t i = 0; i < n; ++i)
+            for (size_t j = 0; j < n; ++j)
+                if (side[i] != side[j]) best[i][j] = std::min(best[i][j], c);
+    }
+    return best;
+}
+
+double path_minimum(const Tree& t, int64_t u, int64_t v) {
+    std::vector<double> up(t.parent.size(), -1);
+    double m = std::numeric_limits<double>::infinity();
+    for (int64_t x = u; x >= 0; x = t.parent[x]) up[x] = m, m = std::min(m, t.weight[x]);
+    m = std::numeric_limits<double>::infinity();
+    for (int64_t x = v;; x = t.parent[x]) {
+        if (up[x] >= 0) return std::min(m, up[x]);
+        m = std::min(m, t.weight[x]);
+    }
+}
+
+std::vector<cpu::Settings> all_settings() {
+    std::vector<cpu::Settings> out;
+    for (bool certificates : {true, false})
+        for (int representation : {0, 1, 2})
+            for (FlowKind kind : {FlowKind::augment, FlowKind::push_relabel}) {
+                cpu::Settings s;
+                s.certificates = certificates, s.representation = representation, s.kind = kind;
+                out.push_back(s);
+            }
+    return out;
+}
+
+std::string name_of(const cpu::Settings& s) {
+    return std::string(s.certificates ? "certificates" : "flows") + " representation " +
+           std::to_string(s.representation) + " kind " + std::to_string(int(s.kind));
+}
+
+std::mt19937_64 rng(7);
+double uniform() { return std::uniform_real_distribution<double>(0, 1)(rng); }
+double normal() { return std::normal_distribution<double>()(rng); }
+int64_t pick(int64_t a, int64_t b) { return std::uniform_int_distribution<int64_t>(a, b)(rng); }
+
+Matrix random_matrix(int64_t n, int kind) {
+    Matrix w(n, std::vector<double>(n, 0));
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < i; ++j) {
+            double x = 0;
+            switch (kind) {
+                case 0:
+                    x = uniform();
+                    break;
+                case 1:
+                    x = double(pick(0, 3));
+                    break;  // ties
+                case 2:
+                    x = double(pick(0, 10)) / 10;
+                    break;  // decimals
+                case 3:
+                    x = uniform() < 0.35 ? uniform() : 0;
+                    break;  // sparse, often disconnected
+                case 4:
+                    x = std::pow(std::abs(normal()), 6);
+                    break;  // heavy tails
+                case 5:
+                    x = (i == 0 || j == 0) ? 1e6 * uniform() : uniform() / 3;
+                    break;  // one hub
+                case 6:
+                    x = i % 3 == j % 3 ? uniform() : 0.01 * uniform();
+                    break;  // modules
+                case 7:
+                    x = (i == j + 1 || (j == 0 && i == n - 1)) ? 1.0 / 3 : 0;
+                    break;  // cycle
+                default:
+                    x = uniform() < 0.5 ? 1.0 / double(pick(1, 9)) : 0;
+                    break;
+            }
+            w[i][j] = w[j][i] = x;
+        }
+    return w;
+}
+constexpr int kKinds = 9;
+
+void small_graphs_match_all_subsets(int rounds) {
+    for (int round = 0; round < rounds; ++round) {
+        const int kind = round % kKinds;
+        const int64_t n = round < kKinds ? 10 : pick(2, 9);
+        const Matrix w = random_matrix(n, kind);
+        const Matrix truth = brute(w);
+        const bool whole = kind == 1;
+        std::vector<Graph> dresses;
+        dresses.push_back(dense(w, Scalar::f64));
+        dresses.push_back(csr(w, false));
+        if (whole)
+            dresses.push_back(dense(w, Scalar::i64)), dresses.push_back(csr(w, true)),
+                dresses.push_back(dense(w, Scalar::f32));
+        if (kind == 0) {
+            std::vector<int64_t> sizes{pick(1, 3), pick(1, 3), pick(1, 3)};
+            dresses.push_back(layered(sizes, uniform, round % 2 == 0));
+        }
+        for (Graph& g : dresses) {
+            const Matrix& best = g.n == n && g.w == w ? truth : brute(g.w);
+            for (const cpu::Settings& s : all_settings()) {
+                if (g.view.has_csr && s.representation == 1) continue;
+                const std::string what =
+                    "kind " + std::to_string(kind) + " round " + std::to_string(round) + ", " + name_of(s);
+                const Tree t = tree(g.view, s);
+                check_induced(g, t, what);
+                for (int64_t u = 0; u < g.n; ++u)
+                    for (int64_t v = 0; v < u; ++v)
+                        CLAIM(close(path_minimum(t, u, v), best[u][v]),
+                              "the smallest weight on the path is the minimum cut", what);
+                const int64_t a = pick(0, g.n - 1), b = (a + pick(1, g.n - 1)) % g.n;
+                std::vector<uint8_t> side(g.n);
+                Poll poll;
+                const FlowReport f = cpu::max_flow(g.view, a, b, side.data(), s, poll);
+                CLAIM(close(f.value.value, best[a][b]) && f.exact, "max_flow is the minimum over subsets", what);
+                CLAIM(side[a] == 1 && side[b] == 0 && close(cut_of(g.w, side), f.value.value),
+                      "the side has the value's capacity", what);
+                CLAIM(f.lower <= f.value.value, "the flow does not exceed the cut", what);
+            }
+        }
+    }
+}
+
+void certificates_agree_with_flows(int rounds) {
+    int64_t certified = 0, by_cholesky = 0;
+    for (int round = 0; round < rounds; ++round) {
+        const int64_t n = pick(6, 60);
+        Graph g = round % 3 == 0   ? dense(random_matrix(n, round % kKinds), Scalar::f64)
+                  : round % 3 == 1 ? layered(
+                                         {pick(4, 20), pick(4, 20), pick(4, 20), pick(1, 20)},
+                                         [] { return std::abs(normal()); }, round % 2)
+                                   : csr(random_matrix(n, round % kKinds), false);
+        cpu::Settings with, without;
+        without.certificates = false;
+        const Tree a = tree(g.view, with), b = tree(g.view, without);
+        const double sa = check_induced(g, a, "with certificates"), sb = check_induced(g, b, "without");
+        CLAIM(close(sa, sb), "certified trees weigh what flow trees weigh",
+              std::to_string(sa) + " " + std::to_string(sb));
+        by_cholesky += a.report.nu.proof == NuProof::cholesky;
+        for (int64_t v = 0; v < g.n; ++v) {
+            if (a.proof[v] != uint8_t(Proof::deficiency)) continue;
+            ++certified;
+            double strength = 0;
+            for (double x : g.w[v]) strength += x;
+            CLAIM(close(path_minimum(b, v, a.report.root), strength),
+                  "a certified vertex is cut off by its own strength", "round " + std::to_string(round));
+        }
+    }
+    CLAIM(certified > 100 && by_cholesky > 5, "the certificate test certifies something",
+          std::to_string(certified) + " " + std::to_string(by_cholesky));
+    std::printf("certified %lld vertices (%lld graphs by Cholesky), checked by flows\n", (long long)certified,
+                (long long)by_cholesky);
+}
+
+// Second eigenvalue of the normalised Laplacian by Jacobi rotations.
+double second_eigenvalue(const Matrix& w) {
+    const size_t n = w.size();
+    Matrix a(n, std::vector<double>(n));
+    std::vector<double> d(n, 0);
+    for (size_t i = 0; i < n; ++i)
+        for (double x : w[i]) d[i] += x;
+    for (size_t i = 0; i < n; ++i)
+        for (size_t j = 0; j < n; ++j) a[i][j] = (i == j) - w[i][j] / std::sqrt(d[i] * d[j]);
+    for (int sweep = 0; sweep < 60; ++sweep)
+        for (size_t p = 0; p < n; ++p)
+            for (size_t q = p + 1; q < n; ++q) {
+                if (std::abs(a[p][q]) < 1e-15) continue;
+                const double th = 0.5 * std::atan2(2 * a[p][q], a[q][q] - a[p][p]), c = std::cos(th), s = std::sin(th);
+                for (size_t k = 0; k < n; ++k) {
+                    const double x = a[k][p], y = a[k][q];
+                    a[k][p] = c * x - s * y, a[k][q] = s * x + c * y;
+                }
+                for (size_t k = 0; k < n; ++k) {
+                    const double x = a[p][k], y = a[q][k];
+                    a[p][k] = c * x - s * y, a[q][k] = s * x + c * y;
+                }
+            }
+    std::vector<double> ev;
+    for (size_t i = 0; i < n; ++i) ev.push_back(a[i][i]);
+    std::sort(ev.begin(), ev.end());
+    return ev[1];
+}
+
+void proven_eigenvalue_bounds_hold(int rounds) {
+    for (int round = 0; round < rounds; ++round) {
+        Graph g = layered({pick(4, 9), pick(4, 9), pick(4, 9)}, uniform, round % 2);
+        const Tree t = tree(g.view, {});
+        const double truth = second_eigenvalue(g.w);
+        CLAIM(t.report.nu.nu <= truth + 1e-12, "a proven nu is below the eigenvalue",
+              std::to_string(t.report.nu.nu) + " " + std::to_string(truth));
+        const Degrees deg = degrees(g.view, 1);
+        std::vector<int32_t> all;
+        for (int64_t i = 0; i < g.n; ++i) all.push_back(int32_t(i));
+        Poll poll;
+        CLAIM(!cholesky_proves(g.view, deg, all, truth * 1.000001 + 1e-9, 1, poll),
+              "Cholesky refuses nu just above the eigenvalue", std::to_string(truth));
+        CLAIM(cholesky_proves(g.view, deg, all, truth * 0.999 - 1e-9, 1, poll),
+              "Cholesky accepts nu just below the eigenvalue", std::to_string(truth));
+    }
+}
+
+void threads_do_not_change_bits() {
+    Graph g = layered({40, 70, 33, 90}, [] { return std::abs(normal()); }, true);
+    const Tree one = tree(g.view, {});
+    for (int threads : {2, 3, 5}) {
+        cpu::Settings s;
+        s.threads = threads;
+        const Tree many = tree(g.view, s);
+        CLAIM(one.parent == many.parent && !std::memcmp(one.weight.data(), many.weight.data(), 8 * g.n) &&
+                  one.proof == many.proof,
+              "the tree does not depend on the number of threads", std::to_string(threads));
+    }
+    CLAIM(one.report.nu.proof == NuProof::cholesky, "the thread test runs the factorisation", "");
+}
+
+void scales_do_not_hang() {
+    for (int round = 0; round < 40; ++round) {
+        const int64_t n = pick(3, 9);
+        Matrix w(n, std::vector<double>(n, 0));
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < i; ++j)
+                w[i][j] = w[j][i] = uniform() < 0.2 ? 0 : std::pow(10.0, -300 + 600 * uniform());
+        const Matrix best = brute(w);
+        Graph g = dense(w, Scalar::f64);
+        for (const cpu::Settings& s : all_settings()) {
+            const Tree t = tree(g.view, s);
+            check_induced(g, t, "scales 1e-300 to 1e300, " + name_of(s));
+            for (int64_t u = 0; u < n; ++u)
+                for (int64_t v = 0; v < u; ++v)
+                    CLAIM(close(path_minimum(t, u, v), best[u][v]), "scales 1e-300 to 1e300", name_of(s));
+        }
+    }
+    Matrix tiny(4, std::vector<double>(4, 0));
+    for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < i; ++j) tiny[i][j] = tiny[j][i] = 4.9e-324 * (1 + i + j);
+    Graph g = dense(tiny, Scalar::f64);
+    check_induced(g, tree(g.view, {}), "subnormal capacities");
+}
+
+void trivial_sizes_work() {
+    for (int64_t n : {0, 1, 2}) {
+        Graph g = dense(random_matrix(n, 0), Scalar::f64);
+        check_induced(g, tree(g.view, {}), "n = " + std::to_string(n));
+        GraphView none;
+        none.n = n;
+        tree(none, {});
+    }
+    GraphView empty;
+    empty.n = 5;
+    const Tree t = tree(empty, {});
+    for (int64_t v = 0; v < 5; ++v) CLAIM(t.parent[v] < 0 || t.weight[v] == 0, "vertices without edges hang by 0", "");
+}
+
+void known_graph_is_right() {
+    Matrix w(6, std::vector<double>(6, 0));
+    for (auto [a, b, x] :
+         {std::tuple{0, 1, 1}, {0, 2, 7}, {1, 2, 1}, {1, 3, 3}, {1, 4, 2}, {2, 4, 4}, {3, 4, 1}, {3, 5, 6}, {4, 5, 2}})
+        w[a][b] = w[b][a] = x;
+    Graph g = dense(w, Scalar::i64);
+    const Tree t = tree(g.view, {});
+    CLAIM(check_induced(g, t, "the textbook graph") == 35 && path_minimum(t, 0, 5) == 6 && path_minimum(t, 3, 5) == 8,
+          "the textbook graph of six vertices: weights 8, 8, 7, 6, 6", "");
+}
+
+void bad_input_is_refused() {
+    auto refused = [](GraphView v, const std::string& part) {
+        try {
+            tree(v, {});
+            fail("bad input is refused", part);
+        } catch (const InputError& e) {
+            CLAIM(std::string(e.what()).find(part) != std::string::npos, "the refusal names the reason", e.what());
+        }
+    };
+    const Matrix good = random_matrix(20, 0);
+    for (double bad : {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+        Matrix w = good;
+        w[3][17] = w[17][3] = bad;
+        refused(dense(w, Scalar::f64).view, "[3, 17]");
+        refused(csr(w, false).view, "[3, 17]");
+    }
+    Matrix w = good;
+    w[3][17] += 1;
+    refused(dense(w, Scalar::f64).view, "symmetric");
+    refused(csr(w, false).view, "symmetric");
+    Graph huge = dense(random_matrix(4, 1), Scalar::i64);
+    huge.i64[1] = huge.i64[4] = int64_t(1) << 61;
+    huge.view.blocks[0].data = huge.i64.data();
+    refused(huge.view, "2^60");
+    w = good;
+    for (auto& row : w)
+        for (double& x : row) x *= 1.7e308;
+    refused(dense(w, Scalar::f64).view, "overflows");
+}
+
+void interruption_leaves_no_thread_behind() {
+    struct Once final : Poll {
+        int left;
+        explicit Once(int k) : left(k) {}
+        void check() override {
+            if (left-- == 0) throw Interrupted{};
+        }
+    };
+    Graph g = layered({30, 60, 30}, uniform, false);
+    for (int after = 0; after < 40; ++after) {
+        Tree t;
+        t.parent.resize(g.n), t.weight.resize(g.n), t.lower.resize(g.n), t.proof.resize(g.n);
+        cpu::Settings s;
+        s.threads = 3;
+        Once poll(after);
+        try {
+            cpu::gomory_hu(g.view, {t.parent.data(), t.weight.data(), t.lower.data(), t.proof.data()}, s, poll);
+        } catch (const Interrupted&) {
+        }
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 900;
+    threads_do_not_change_bits();  // first: a race should be reported before the long tests
+    interruption_leaves_no_thread_behind();
+    small_graphs_match_all_subsets(rounds);
+    certificates_agree_with_flows(2 * rounds);
+    proven_eigenvalue_bounds_hold(rounds / 3);
+    scales_do_not_hang();
+    trivial_sizes_work();
+    known_graph_is_right();
+    bad_input_is_refused();
+    std::printf(failures ? "%d FAILED\n" : "all claims hold\n", failures);
+    return failures ? 1 : 0;
+}
