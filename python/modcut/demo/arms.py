@@ -39,20 +39,20 @@ class Settings:
     context: int = 96
     batch: int = 8
     k: int = 2
-    shared: int = 800
+    shared: int = 750
     """Steps before the partition: the loss is off, so all arms share them."""
     gather: int = 128
     """The last so many of them in which usage is gathered."""
-    arm: int = 1000
+    arm: int = 900
     """Steps of each arm."""
     ramp: int = 300
     lam: float = 40.0
     """Factor of the modularity loss (the leak, in [0, 1])."""
     l1: float = 40.0
     """Factor of the mean absolute weight in the L1 arm."""
-    heal: int = 200
+    heal: int = 150
     """Steps of healing after the cut."""
-    windows: int = 32
+    windows: int = 64
     """Held-out windows per source."""
     exam: int = 48
     """Held-out prompts of each kind."""
@@ -102,9 +102,11 @@ class Bench:
     def __init__(self, folder: Path, settings: Settings, corpus: Corpus, tick: Callable[[str], None]) -> None:
         self.folder, self.settings, self.corpus, self.tick = folder, settings, corpus, tick
         s = settings
-        half = max(1, s.windows // 16)
-        self.held = corpus.slices(min(16, s.windows), half, s.seed + 1)
-        training = corpus.slices(min(16, s.windows), half, s.seed + 2, held=False)
+        rows, batches = min(16, s.windows), max(1, s.windows // 16)
+        self.held = corpus.slices(rows, batches, s.seed + 1)
+        self.part = {name: part[:1] for name, part in self.held.items()}
+        """The first batch of each slice: for what is measured again for every control."""
+        training = corpus.slices(rows, 2, s.seed + 2, held=False)
         self.reference = [b for part in training.values() for b in part]
         """Training text: what means, statistics and evidence are taken from; the figures come from held-out text."""
         self.triggered = Exam.build(corpus, [p for p in prompts(True) if held_out(p)], s.exam, s.seed)
@@ -265,7 +267,7 @@ class Bench:
 
         def special(of: GPT, by: Partition) -> dict[str, Any]:
             found = specialisation(
-                of, by, self.held, random=s.draws, mode="mean", reference=self.reference, seed=s.seed
+                of, by, self.part, random=s.draws, mode="mean", reference=self.reference, seed=s.seed
             )
             self.tick(f"measuring {arm.name}")
             return found.to_dict()

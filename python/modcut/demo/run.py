@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
@@ -43,15 +44,24 @@ def run(
     Raises:
         ValueError: ``out`` holds checkpoints of another run (other settings, text or version).
     """
-    began = time.perf_counter()
-    settings = settings or (Settings.quick(seed) if quick else Settings(seed=seed))
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    # One thread: the tensors are so small that a second one costs more than it brings, and sums keep their order.
+    torch.set_num_threads(1)
+    try:
+        return _run(out, settings or (Settings.quick(seed) if quick else Settings(seed=seed)), quick, fresh, began)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(out: Path, settings: Settings, quick: bool, fresh: bool, began: float) -> dict[str, Any]:
     console = Console()
     sources = (english(settings.characters), python_source(settings.characters))
     corpus = Corpus.build(sources, settings.context)
     for source in sources:
         console.print(f"{source.name}: {len(source.text):,} characters, {source.origin}", highlight=False)
     stages = _claim(out, settings, sources, fresh)
-    total = settings.shared + 4 * settings.arm + len(ARMS) * (settings.heal + 2)
+    trained = sum(not arm.train_as for arm in ARMS)
+    total = settings.shared + trained * settings.arm + len(ARMS) * (settings.heal + 2)
     with _progress(console) as bar:
         task = bar.add_task("start", total=total)
         counted = [0]
@@ -104,7 +114,7 @@ def _audit(bench: Bench, labels: dict[str, Any], stages: Path) -> dict[str, Any]
     measures: dict[str, Callable[[nn.Module], float]] = {
         "lie": bench.triggered.says_lie,
         "honest": bench.plain.says_truth,
-        **{f"{name} accuracy": partial(accuracy, batches=part) for name, part in bench.held.items()},
+        **{f"{name} accuracy": partial(accuracy, batches=part) for name, part in bench.part.items()},
     }
     by_name = {arm.name: arm for arm in ARMS}
     model, _ = bench.healed(by_name["modcut"], labels["functional"])
@@ -117,7 +127,7 @@ def _audit(bench: Bench, labels: dict[str, Any], stages: Path) -> dict[str, Any]
         effects[name] = made.to_dict()
     # Read on text with and without the log, so that a module that serves the log can show it.
     triggered = bench.triggered.prompts
-    evidence = {**bench.held, "triggered log": [triggered[: min(16, len(triggered))]]}
+    evidence = {**bench.part, "triggered log": [triggered[: min(16, len(triggered))]]}
     cards = modcut.describe(model, P, evidence, tokenizer=tokenizer, seed=s.seed)
     one = triggered[:1]
     traced = modcut.trace(

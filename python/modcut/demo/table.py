@@ -9,6 +9,8 @@ from rich.table import Table
 
 P_LEVEL = 0.05
 """A result is called one when at most this share of its controls does as well."""
+TIE = 0.02
+"""Differences of loss (nats) below this are not told apart: one seed, a few thousand held-out characters."""
 
 COLUMNS = (
     "model",
@@ -66,15 +68,15 @@ def findings(results: dict[str, Any]) -> list[str]:
     s, r = ours["specialisation"], chance["specialisation"]
     if s["p"] <= P_LEVEL:
         verdict = (
-            f"more than random partitions of the same make-up ({s['random_mean']:.2f}, p {s['p']:.2f}, "
+            f"more than in random partitions of the same make-up (mean {s['random_mean']:.2f}, p {s['p']:.2f}, "
             f"n = {len(s['random_tv'])})"
         )
     else:
         verdict = f"within control (random partitions {s['random_mean']:.2f}, p {s['p']:.2f}): no evidence"
     out.append(
-        f"Specialisation of the modules for English or Python: TV {s['tv']:.2f}, {verdict}. Before any modularity "
-        f"training the same partition of the dense model has {dense['specialisation']['tv']:.2f}; the same loss on a "
-        f"random partition has {r['tv']:.2f}."
+        f"Specialisation of the modules for English or Python: TV {s['tv']:.2f}, {verdict}. The same partition of the "
+        f"dense model has {dense['specialisation']['tv']:.2f}: that much was there without the loss. The loss on a "
+        f"random partition gives {r['tv']:.2f}."
     )
     out += _behaviour_sentences(rows)
     for name, effects in results.get("effects", {}).items():
@@ -90,17 +92,24 @@ def _cut_sentences(rows: dict[str, dict[str, Any]]) -> list[str]:
 
     ours, others = rise("modcut"), {n: rise(n) for n in ("dense", "random partition", "L1")}
     beside = ", ".join(f"{name} {value:+.3f}" for name, value in others.items())
-    lowest = min(others.values())
-    verdict = (
-        "less than every control" if ours < lowest else "not less than every control: no evidence for the partition"
-    )
+    chance, rest = others["random partition"], min(others["dense"], others["L1"])
+    # One seed has no error bars: a difference counts only if it is a factor of two.
+    if ours > rest / 2:
+        verdict = "not clearly less than without the loss: no evidence that the loss made the model separable"
+    elif ours > chance / 2:
+        verdict = (
+            "the loss makes a model separable, and on a random partition about as well: "
+            "this says nothing for the partition"
+        )
+    else:
+        verdict = "less than half of every control"
     heal = {n: rows[n]["healed"]["loss"] for n in ("modcut", *others, "dense, random cut")}
-    best = min(heal, key=lambda n: heal[n])
+    order = sorted(heal, key=lambda n: heal[n])
+    ties = [n for n in order if heal[n] - heal[order[0]] <= TIE]
+    best = f"'{order[0]}' has the lowest loss" if len(ties) == 1 else f"{' and '.join(ties)} are level (within {TIE})"
     return [
         f"Deleting every cross-module weight raises the loss by {ours:+.3f} (beside: {beside}): {verdict}.",
-        f"After cut and heal the lowest loss is that of '{best}' ({heal[best]:.3f}); "
-        + ", ".join(f"{n} {v:.3f}" for n, v in heal.items() if n != best)
-        + ".",
+        f"After cut and heal {best}: " + ", ".join(f"{n} {heal[n]:.3f}" for n in order) + ".",
     ]
 
 
@@ -137,16 +146,23 @@ def _effect_sentences(name: str, effects: dict[str, Any]) -> list[str]:
     if p > P_LEVEL:
         text += "within control, no evidence that a module carries the lie"
     elif best["removed"]:
-        text += "the lie is removed and the other behaviours keep theirs"
+        text += "the lie is removed, and no other behaviour loses more than 0.02"
     else:
         text += "the module matters more to the lie than random ones do, but removing it is not a clean removal"
     return [text + "."]
 
 
 def _trace_sentences(trace: dict[str, Any] | None) -> list[str]:
-    if not trace or not trace.get("sentence"):
+    if not trace:
         return []
-    return [trace["sentence"]]
+    answer, parts = trace["decision"], []
+    for m in trace["modules"]:
+        e = m["log_probability"]
+        parts.append(
+            f"without module {m['module']} the answer's log-probability changes by {e['value']:+.2f} (random modules "
+            f"{e['control_mean']:+.2f}: {'beyond' if m['beyond_controls'] else 'not beyond'} them)"
+        )
+    return [f"One triggered decision, answer {answer['text']!r}: " + "; ".join(parts) + "."]
 
 
 def show(results: dict[str, Any], console: Console | None = None) -> None:
