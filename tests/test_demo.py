@@ -157,7 +157,7 @@ class TestFindings:
         self.row(results, "modcut")["specialisation"] |= {"p": 0.4}
         assert "within control" in self.said(results)
         self.row(results, "modcut")["specialisation"] |= {"p": 0.02}
-        assert "more than random partitions" in self.said(results)
+        assert "more than in random partitions" in self.said(results)
 
     def test_a_lie_that_was_not_learned_is_said_so(self, results: dict[str, Any]) -> None:
         self.row(results, "modcut")["trained"] |= {"lie": 1.0, "false_alarm": 1.0}
