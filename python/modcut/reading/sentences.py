@@ -53,7 +53,8 @@ def _use(u: Mapping[str, Any]) -> str:
 def _inputs(x: Mapping[str, Any]) -> str:
     if x.get("more_on"):
         words = ", ".join(quoted(t["text"]) for t in x["more_on"][:WORDS])
-        return f"Its share is largest at the tokens {words}."
+        most = x["more_on"][0]["relative_share"]
+        return f"Its share is largest at the tokens {words} (up to {most:.2g} times its mean)."
     if x.get("features"):
         features = ", ".join(f"{f['feature']} ({f['correlation']:+.2f})" for f in x["features"][:WORDS])
         return f"Its share goes with the input features {features} (correlation)."
@@ -66,7 +67,11 @@ def _effect(f: Mapping[str, Any]) -> str:
     said = []
     for s in sorted(f["slices"], key=lambda s: -abs(s["rise"])):
         where = f" on {s['slice']}" if s["slice"] else ""
-        said.append(f"by {s['rise']:+.3f}{where} (matched random modules: {_range(s['controls'], 3, signed=True)})")
+        inside = min(s["controls"]) <= s["rise"] <= max(s["controls"])
+        said.append(
+            f"by {s['rise']:+.3f}{where} ({'inside' if inside else 'outside'} the range of {len(s['controls'])} "
+            f"matched random modules, {_range(s['controls'], 3, signed=True)})"
+        )
     text = (
         f"With the module {_ABLATED.get(f['ablation'], f['ablation'])}, {f['objective']} changes "
         + "; ".join(said[:4])

@@ -19,6 +19,7 @@ from modcut.reporting import results, svg, views
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
 TREE_LIMIT = 64
+_TREE_STATS = ("flows", "certified", "trivial_fraction", "passes", "seconds")
 _SHOWN_METRICS = (
     ("leak", "Leak"),
     ("ncut", "Normalised cut"),
@@ -253,7 +254,10 @@ def _pictures(
             facts.append(("cut values", f"{cell(float(min(finite)))} to {cell(float(max(finite)))}"))
         if exact is not None:
             facts.append(("exact", cell(exact)))
-        out["tree_facts"] = [*facts, *results.record_entries(forest.get("stats") or {})]
+        out["tree_facts"] = [
+            *facts,
+            *results.record_entries({k: v for k, v in (forest.get("stats") or {}).items() if k in _TREE_STATS}),
+        ]
         if 0 < n <= TREE_LIMIT:
             named = [names[i] for i in range(n)] if view and n == view["k"] else None
             out["tree_svg"] = Markup(svg.cut_tree(forest["parent"], forest["weight"], names=named))

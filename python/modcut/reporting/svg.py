@@ -108,8 +108,10 @@ def module_graph(
     both = s + s.T
     np.fill_diagonal(both, 0.0)
     order = _around(both)
-    width, height = 720.0, 300.0 if k <= 2 else 470.0
-    ring = min(width, height) / 2 - 78
+    width, height = (720.0, 220.0) if k <= 2 else (820.0, 480.0)
+    room = 46.0 if k <= 6 else max(15.0, 340.0 / k)
+    # Outside of the circles there is room for two lines of text.
+    ring = 64.0 if k <= 2 else height / 2 - room - 44
     spread = 1.45 if k > 2 else 1.7
     place = np.zeros((k, 2))
     for slot, i in enumerate(order):
@@ -119,7 +121,6 @@ def module_graph(
         reach = 0.0 if k == 1 else 1.0
         place[i] = width / 2 + reach * spread * ring * math.cos(angle), height / 2 + reach * ring * math.sin(angle)
     biggest = max([*sizes, 1])
-    room = 46.0 if k <= 6 else max(15.0, 2.1 * ring / k)
     radius = [max(9.0, room * math.sqrt(n / biggest)) for n in sizes]
     top = float(both.max()) if k else 0.0
     pairs = sorted((float(both[i, j]), i, j) for i in range(k) for j in range(i + 1, k) if both[i, j] > 0)
@@ -139,7 +140,9 @@ def module_graph(
             f'stroke="var(--soft)" stroke-width="{1 + stroke * value / top:.2f}" stroke-linecap="round" '
             f'stroke-opacity="{0.22 + 0.4 * value / top:.2f}"><title>{escape(label)}</title></path>'
         )
-    for value, i, j in drawn[-3:] if k <= 4 else []:
+    # Figures stand only where they stay apart from each other; all of them are in the hints and in the table.
+    strong = [p for p in drawn if p[0] >= 0.3 * top]
+    for value, i, j in strong if len(strong) <= 3 and k <= 4 else []:
         # Beside the middle of the curve: a quarter of each end and half of its control point.
         middle, along = (place[i] + place[j]) / 2, place[j] - place[i]
         normal = np.array([along[1], -along[0]]) / float(np.hypot(*along))

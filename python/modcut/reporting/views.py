@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,12 +92,15 @@ def read_table(value: Any) -> dict[str, Any] | None:
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"every row of table must have {len(columns)} cells, got {len(row)}: {row}")
-    numeric = [
-        bool(rows)
-        and all(r[i] is None or (isinstance(r[i], (int, float)) and not isinstance(r[i], bool)) for r in rows)
-        for i in range(len(columns))
-    ]
+    numeric = [bool(rows) and all(_numeric(r[i], words=i > 0) for r in rows) for i in range(len(columns))]
     return {**table, "columns": columns, "rows": rows, "numeric": numeric}
+
+
+def _numeric(value: Any, *, words: bool) -> bool:
+    """Whether a cell is right-aligned: a figure, or (``words``) text that begins with one, as "0.10 ± 0.02" does."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return True
+    return words and isinstance(value, str) and re.match(r"[+\-−]?\d", value) is not None
 
 
 def read_tables(value: Any) -> list[dict[str, Any]]:
