@@ -235,12 +235,18 @@ def _share_rows_grad(
         slopes = per_row[:, None] * (cross.to(dtype) - leak[:, None])  # [sum R_m, k]: d/dA_ij depends on (i, c_j) only
         grads, at = [], 0
         for w, table in zip(weights, tables, strict=True):
-            grad = torch.empty_like(w)
+            grad = None
             for rows in _tiles(w):
                 da = slopes[at + rows.start : at + rows.stop] @ table.T
-                da = da.reshape(*da.shape, *[1] * (w.ndim - 2))
                 part = w[rows].to(dtype)
-                grad[rows] = (part.sign() if power == 1 else part * 2).mul_(da)
+                part = part.sign() if power == 1 else part * 2
+                part.mul_(da.reshape(*da.shape, *[1] * (w.ndim - 2)))
+                if rows.stop - rows.start == w.shape[0] and part.stride() == w.stride():
+                    grad = part.to(w.dtype)  # a matrix of one tile is not copied again
+                    break
+                grad = torch.empty_like(w) if grad is None else grad
+                grad[rows] = part
+            grad = torch.empty_like(w) if grad is None else grad
             grads.append(grad)
             at += w.shape[0]
         return grads
