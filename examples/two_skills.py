@@ -130,7 +130,7 @@ def study(
     losses = base_losses(model, generator)
     result: dict[str, object] = {"seed": seed, "losses": losses, "seconds_training": trained}
     if max(losses.values()) > LEARNED:
-        result["refused"] = f"not learned: {losses}"
+        result["refused"] = "not learned: " + ", ".join(f"{k} {v:.2f}" for k, v in losses.items())
         return result
 
     # Windows in a random mixture, no labels; the skills are kept aside to judge the result.
@@ -271,11 +271,16 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=20, help="random partitions beside every specialisation")
     parser.add_argument("--docs", type=Path, help="write the tables between the markers of this Markdown file")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--render", type=Path, help="show a file written by --json instead of measuring")
     args = parser.parse_args()
-    results = [study(seed, args.steps, random=args.random) for seed in args.seeds]
+    if args.render:
+        measured = json.loads(args.render.read_text())
+        origin, results = measured["stamp"], measured["results"]
+    else:
+        results = [study(seed, args.steps, random=args.random) for seed in args.seeds]
+        origin = stamp(seeds=args.seeds, steps=args.steps)
     text = report(results)
     print(text)
-    origin = stamp(seeds=args.seeds, steps=args.steps)
     if args.json:
         args.json.write_text(json.dumps({"stamp": origin, "results": results}, indent=1))
     if args.docs:
@@ -283,7 +288,9 @@ def main() -> None:
         tail = rest.partition("<!-- end of measured -->\n")[2]
         if not mark:
             sys.exit(f"{args.docs} has no line <!-- measured -->")
-        command = f"python examples/two_skills.py --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}"
+        command = (
+            f"python examples/two_skills.py --seeds {' '.join(map(str, origin['seeds']))} --steps {origin['steps']}"
+        )
         line = (
             f"Measured by `{command}` with modcut {origin['modcut']}, torch {origin['torch']}, "
             f"Python {origin['python']}, {origin['threads']} thread(s), {origin['date'][:10]}.\n"

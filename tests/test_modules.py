@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from hand_built import GPT, gpt, gpt_graph, mlp
 from modcut import _batches
+from modcut.graph.contract import contract
 from modcut.graph.edges import shuffled
 from modcut.graph.statistics import collect
 from modcut.graph.types import WeightGraph
-from modcut.modules import cut_and_heal, cut_and_run, find_modules, specialisation
+from modcut.graph.units import units_of
+from modcut.modules import cut_and_heal, cut_and_run, find_modules, specialisation, tree_cut
 from modcut.partition import Partition, adjusted_rand, cross_masks
 
 
@@ -124,6 +127,41 @@ def test_bad_calls_of_find_modules_are_errors():
         model.layers[0].up.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"layers\.0\.up\.weight must be finite"):
         find_modules(graph, 2)
+
+
+def test_the_tree_shows_a_planted_skill_cut_and_its_null_does_not():
+    """Weights without structure, usage with: only the co-usage graph has a small cut, and shuffling removes it."""
+    model, graph = gpt(layers=1)
+    units = units_of(graph)
+    g = torch.Generator().manual_seed(0)
+    group = torch.zeros(units.count, dtype=torch.int64)
+    for _, _, ids in units.members():
+        group[ids[torch.randperm(len(ids), generator=g)[: len(ids) // 2]]] = 1
+    topic = torch.arange(64) % 2
+    profile = (0.1 + (topic[:, None] == group[units.unit][None])) * (0.5 + torch.rand(64, graph.n, generator=g))
+    s = replace(collect(graph, model, tokens()), profile=profile, slice=torch.zeros(64, dtype=torch.int64))
+    real, null = tree_cut(graph, s), tree_cut(graph, shuffled(s, 0, graph))
+    inner = torch.cat([torch.arange(graph.n)[x.vertices] for x in graph.spaces if x.kind not in ("input", "output")])
+    assert adjusted_rand(real.side()[inner], group[units.unit][inner]) == 1.0
+    assert real.conductance[0] < 0.2 * null.conductance[0]
+    P = find_modules(graph, 2, statistics=s, method="tree")
+    assert adjusted_rand(P.labels[inner], group[units.unit][inner]) == 1.0
+    assert P.meta["conductance"][0] < P.meta["null_conductance"][0]
+    with pytest.raises(ValueError, match="k must be between 1 and the number of units"):
+        real.labels(10_000)
+
+
+def test_contraction_adds_up_heads_and_leaves_inputs_and_outputs_out():
+    _, graph = gpt()
+    small = contract(graph)
+    units = units_of(graph)
+    dense = torch.zeros(units.count, units.count, dtype=torch.float64)
+    ends = (units.unit[:, None].expand(-1, graph.n), units.unit[None].expand(graph.n, -1))
+    dense.index_put_(ends, graph.to_dense(), accumulate=True)
+    kept = torch.cat([ids for _, kind, ids in units.members() if kind in ("hidden", "head", "residual")])
+    torch.testing.assert_close(small.graph.to_dense(), dense[kept][:, kept].fill_diagonal_(0))
+    assert small.graph.n == 16 + 2 * (4 + 24)
+    assert bool((small.vertex[:12] == -1).all())
 
 
 # -- cut and run ------------------------------------------------------------------------------------------------------
@@ -376,7 +414,7 @@ def test_a_model_goes_in_and_modules_come_out():
     torch.manual_seed(0)
     model = GPT()
     P = find_modules(model, 2, data=tokens())
-    assert P.graph.edge == "contribution" and len(P.meta["model"]) == 64
+    assert P.graph.edge == "contribution" and len(P.meta["model"]) == 64 and P.meta["units_without_usage"] == 0
     before = bits(model)
     for mode in ("zero", "mean"):
         cut_and_run(model, P, lambda m: m(tokens(1)[0]).sum().item(), mode)

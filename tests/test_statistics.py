@@ -60,6 +60,23 @@ def test_positions_are_summed_after_the_absolute_value_and_heads_are_read_before
     torch.testing.assert_close(v, expected.detach())
 
 
+def test_a_sum_before_the_absolute_value_would_be_caught(monkeypatch):
+    """The claim above distinguishes: positions of opposite sign must not cancel."""
+    model, graph = gpt()
+    batch = tokens(1)[0]
+    right = collect(graph, model, [batch]).profile
+
+    def wrong(self, x, gradient, dim, vertex, where):
+        usage = (x * gradient).movedim(dim, -1).reshape(self.rows.shape[0], -1, x.shape[dim]).sum(1).abs()
+        self.rows.index_add_(1, vertex[where], usage[:, where])
+        self.used = True
+
+    monkeypatch.setattr("modcut.graph.statistics._Window.add", wrong)
+    bugged = collect(graph, model, [batch]).profile
+    hidden = space(graph, "layers.0.mlp").vertices
+    assert not torch.allclose(right[:, hidden], bugged[:, hidden], rtol=0.1)
+
+
 def test_a_residual_channel_counts_each_tensor_once_however_many_weights_read_it():
     model, graph = gpt(layers=1)
     batch = tokens(1)[0]

@@ -15,7 +15,7 @@ from modcut.clustering import attach_by_weight, choose_k, functional_labels, sli
 from modcut.controls import matched_labels
 from modcut.graph import interventions
 from modcut.graph.contract import Contracted, contract
-from modcut.graph.edges import shuffled, with_edge
+from modcut.graph.edges import shuffled, usage, with_edge
 from modcut.graph.statistics import Statistics, collect
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED
@@ -110,6 +110,7 @@ def find_modules(
     if statistics is None:
         raise ValueError(f'method="{method}" needs data (or statistics gathered before), got none')
     meta["statistics"] = statistics.to_dict()
+    meta["units_without_usage"] = _unused(graph, statistics)
     if isinstance(model_or_graph, WeightGraph):
         graph = replace(graph, statistics=statistics)
     else:
@@ -130,6 +131,7 @@ def find_modules(
         meta["slices"] = list(statistics.slice_names)
         labels = slice_labels(graph, statistics.profile, statistics.slice, input_mean_square=squares)
     elif method == "functional":
+        meta["control"] = "null_spectrum: profiles shuffled over windows" if "null_spectrum" in meta else None
         labels = functional_labels(graph, statistics.profile, k, seed, input_mean_square=squares)
     else:
         real = tree_cut(graph, statistics, power=power)
@@ -156,11 +158,24 @@ def _graph(
     if example_inputs is None and data is not None and not hasattr(data, "__next__"):
         batch = next(_batches.iterate(data))[1]
         batch = _batches.to_device(batch, _batches.device_of(model_or_graph))
-        example_inputs = dict(batch) if isinstance(batch, Mapping) else _batches.inputs_of(batch)
         # The shape is what tracing needs; two samples keep it quick.
-        if isinstance(example_inputs, Tensor):
-            example_inputs = example_inputs[:2]
+        size = _batches.batch_size(batch)
+        if isinstance(batch, Mapping):
+            example_inputs = {
+                key: v[:2] if isinstance(v, Tensor) and v.ndim and v.shape[0] == size else v for key, v in batch.items()
+            }
+        else:
+            example_inputs = _batches.inputs_of(batch)[:2]
     return weight_graph(model_or_graph, example_inputs), model_or_graph
+
+
+def _unused(graph: WeightGraph, statistics: Statistics) -> int:
+    """Number of neurons and heads that no window used (or no hook could see): their labels only keep the balance."""
+    z, units = usage(graph, statistics.profile)
+    clustered = torch.zeros(units.count, dtype=torch.bool)
+    for _, kind, ids in units.members():
+        clustered[ids] = kind in CLUSTERED
+    return int((clustered & ~z.any(0)).sum())
 
 
 # -- tree readout -----------------------------------------------------------------------------------------------------
