@@ -13,8 +13,9 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from modcut.graph.ledger import Gain, Ledger, MatrixUse
+from modcut.graph.ledger import Gain, Ledger, MatrixUse, TapUse
 from modcut.graph.naming import Group, name_groups
+from modcut.graph.tracer import compact, varying
 from modcut.graph.types import Axis, Block, Matrix, Space, Tap, WeightGraph
 from modcut.graph.views import block_view, regular_pieces
 
@@ -327,7 +328,7 @@ def _per_space(vertex: Tensor, spaces: tuple[Space, ...], offsets: np.ndarray) -
 def _taps(ledger: Ledger, vertex: np.ndarray) -> tuple[Tap, ...]:
     found: dict[tuple[str, str], list[Tap | None]] = defaultdict(list)
     for t in ledger.taps:
-        found[(t.module, t.side)].append(_tap(t.module, t.side, t.shadows, vertex))
+        found[(t.module, t.side)].append(_tap(t, vertex))
     out = []
     for taps in found.values():
         first = taps[0]
@@ -338,22 +339,20 @@ def _taps(ledger: Ledger, vertex: np.ndarray) -> tuple[Tap, ...]:
     return tuple(out)
 
 
-def _tap(module: str, side: str, shadows: tuple[Tensor, ...], vertex: np.ndarray) -> Tap | None:
-    from modcut.graph.tracer import compact, varying
-
-    seen = [compact(torch.from_numpy(vertex[s.numpy()])) for s in shadows]
+def _tap(use: TapUse, vertex: np.ndarray) -> Tap | None:
+    seen = [compact(torch.from_numpy(vertex[s.numpy()])) for s in use.shadows]
     seen = [s for s in seen if bool((s >= 0).any())]
-    if len(seen) != 1:
+    if len(seen) > 1:  # tokens and channels are both neurons (mixers): a linear layer writes the last dimension
+        seen = [s for s in seen if varying(s) == {s.ndim - 1}]
+    if len(seen) != 1 or len(varying(seen[0])) > 1:
         return None
-    s, v = seen[0], varying(seen[0])
-    if len(v) > 1:
-        return None
-    dim = next(iter(v)) if v else s.ndim - 1
-    if not v and s.ndim >= 4:
-        dim = 1
-    if side not in ("input", "output"):
-        return None
-    return Tap(module, "input" if side == "input" else "output", dim - s.ndim, s.reshape(-1))
+    s = seen[0]
+    dim = next(iter(varying(s)), None)
+    if dim is None:  # one neuron
+        dim = s.ndim - 1 if s.ndim < 4 else 1
+    last = dim - s.ndim if use.dim is None else use.dim
+    size = use.shadows[0].numel() if use.dim is not None else s.numel()
+    return Tap(use.module, "input" if use.side == "input" else "output", last, s.reshape(-1).expand(size).clone())
 
 
 def _list_rest(ledger: Ledger, label: np.ndarray, uncovered: dict[str, str]) -> None:
@@ -367,8 +366,8 @@ def _list_rest(ledger: Ledger, label: np.ndarray, uncovered: dict[str, str]) -> 
     for part in ledger.parts:
         if not part.parameter or part.source in maps or part.source in uncovered:
             continue
-        ids = np.concatenate([_range(ledger, ledger.parts.index(part), a) for a in range(part.tensor.ndim)] or [[]])
-        ids = ids.astype(np.int64)
+        sides = [np.arange(s, s + n) for s, n in zip(part.starts, part.tensor.shape, strict=True)]
+        ids = np.concatenate([np.zeros(0, np.int64), *sides])
         alone = len(ids) == 0 or ((sizes[label[ids]] == 1).all() and not marked[label[ids]].any())
         if part.tensor.ndim == 0:
             uncovered[part.source] = "one number: it belongs to no neuron"

@@ -4,8 +4,8 @@ Every axis of every parameter gets a contiguous range of *ids*; every element of
 see :mod:`modcut.graph.tracer`). While the model runs, rules note facts here. Two facts decide everything:
 
 - ``union(a, b)``: positions ``a`` and ``b`` are the same neuron (element-wise operations, contractions).
-- ``hard`` and ``soft``: in operation ``op`` an id took part as member of ``group``. Neurons that are told apart by a hard
-  fact (contracted, normalised or reduced apart from each other) are in different spaces. A soft fact (combined with
+- ``hard`` and ``soft``: in operation ``op`` an id took part as member of ``group``. Neurons that are told apart by a
+  hard fact (contracted, normalised or reduced apart from each other) are in different spaces. A soft fact (combined with
   values that differ from position to position) leaves them in one space, whose order is then fixed.
 """
 
@@ -66,6 +66,8 @@ class TapUse:
     module: str
     side: str
     shadows: tuple[Tensor, ...]
+    dim: int | None
+    """The dimension they lie along, where it is known."""
 
 
 def _flat(t: Tensor) -> np.ndarray:
@@ -124,7 +126,7 @@ class Ledger:
         if groups == live.shape[axis]:
             pieces = [live.select(axis, i) for i in range(groups)]
         else:
-            pieces = list(live.split(live.shape[axis] // groups, dim=axis))
+            pieces = list(torch.tensor_split(live, groups, dim=axis))
         return self._pieces(name, name, pieces, is_parameter, live.shape, axis)
 
     def _pieces(

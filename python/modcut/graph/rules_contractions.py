@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from modcut.graph.ledger import Gain, MatrixUse
@@ -93,9 +94,10 @@ def _meet(tr: Tracer, left: _Side, right: _Side) -> tuple[MatrixUse, ...]:
         if w.traced.tainted or not w.met:
             continue
         for rows in w.kept:
-            uses += ledger.use(w.met[0], rows, tr.module, gain=_gain(x, w))
-    for x, _ in pairs:
-        tr.read_by(x.traced, uses)
+            new = ledger.use(w.met[0], rows, tr.module, gain=_gain(x, w))
+            if w.met[0].shape[0] == 1:
+                tr.read_by(x.value, w.met[0].narrow(1, 0, 1), new)
+            uses += new
     return tuple(uses)
 
 
@@ -132,8 +134,10 @@ def _tags(tr: Tracer, left: _Side, right: _Side, a: Tensor | None, b: Tensor | N
     return None
 
 
-def _finish(tr: Tracer, call: Call, bias: Traced | None, result: tuple[list[Tensor], Tensor | None, tuple[MatrixUse, ...]],
-            tainted: bool) -> None:  # fmt: skip
+Result = tuple[list[Tensor], Tensor | None, tuple[MatrixUse, ...]]
+
+
+def _finish(tr: Tracer, call: Call, bias: Traced | None, result: Result, tainted: bool) -> None:
     shadows, tag, uses = result
     out = call.out
     shadows = [compact(s) for s in shadows]
@@ -158,7 +162,7 @@ def multiply(tr: Tracer, call: Call) -> None:
         )
         flat.shadows, flat.gain = tuple(compact(s) for s in flat.shadows), a.gain
         wt = Traced(b.value.t(), [s.t() for s in b.shadows], tainted=b.tainted)
-        s, tag, uses = product(tr, flat, wt, "mm")
+        s, _, uses = product(tr, flat, wt, "mm")
         shape = call.out.shape
         s = [x.expand(flat.value.shape[0], shape[-1]).reshape(shape) for x in s]
         _finish(tr, call, bias, (s, None, uses), a.tainted or b.tainted)
@@ -188,7 +192,7 @@ def embedding(tr: Tracer, call: Call) -> None:
 
 
 def lookup(tr: Tracer, call: Call, table: Traced, out: Tensor, index: Traced | None = None) -> None:
-    """Rows of ``table`` [entries, features] chosen by indices: computed from the inputs (tokens), or given (positions)."""
+    """Rows of ``table`` [entries, features] chosen by indices: from the inputs (tokens), or given (positions)."""
     by_data = True if index is None else index.tainted
     shadows, uses = [], []
     entries = [s for s in table.shadows if 0 in varying(s)]
@@ -228,14 +232,16 @@ def convolution(tr: Tracer, call: Call) -> None:
     if len(w.shadows) == w.value.ndim:  # the parameter itself: shadow i belongs to axis i, also where its size is 1
         rows, cols = [w.shadows[row_dim]], [w.shadows[col_dim]]
     uses: list[MatrixUse] = []
+    read: list[Tensor] = []
     result: Tensor | None = None
     if groups == 1:
         col = cols[0].narrow(row_dim, 0, 1).reshape(-1) if cols and cols[0].ndim == w.value.ndim else None
         if col is not None:
             col = col[:1] if col.numel() != channels else col
             _contract(tr, x, source, col)
+            read.append(col)
             if rows:
-                uses = ledger.use(cols[0], rows[0], tr.module, gain=x.gain)
+                uses = ledger.use(cols[0], rows[0], tr.module)
         result = rows[0].reshape(-1) if rows else None
     elif per_in == 1 and not transposed and rows:
         repeated = rows[0].reshape(-1)
@@ -266,9 +272,11 @@ def convolution(tr: Tracer, call: Call) -> None:
                 first = r[0]
                 ledger.union(r, first)
                 _contract(tr, x, part, first, group=g)
+                read.append(first)
                 uses += ledger.use(first, full[g * per_out : (g + 1) * per_out], tr.module)
         result = full if not transposed else None
-    tr.read_by(x, uses)
+    if read:
+        tr.read_by(x.value, torch.cat(read), uses, channel)
     shape = [1] * call.out.ndim
     shape[channel] = -1
     shadows = [] if result is None else [result.reshape(shape)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modcut.graph.ledger import Gain
+from modcut.graph.ledger import Gain, MatrixUse
 from modcut.graph.tracer import Call, Traced, Tracer, compact, differs, plan, rule, tensors_in, varying
 
 
@@ -121,7 +121,7 @@ def _note_sum(tr: Tracer, operands: Sequence[Traced], ndim: int) -> None:
 
 def _carried(
     tr: Tracer, call: Call, operands: Sequence[Traced]
-) -> tuple[tuple[object, ...], Gain | None, Tensor | None]:
+) -> tuple[tuple[MatrixUse, ...], Gain | None, Tensor | None]:
     """Return what outlives an operation: "result of these maps", the gain, the attention tag."""
     tag = next((t.tag for t in operands if t.tag is not None), None)
     live = [t for t in operands if t.tainted]

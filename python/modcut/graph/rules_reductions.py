@@ -1,4 +1,4 @@
-"""Reductions and normalisations over neurons: symmetric in them, so they stay exchangeable, but only among themselves."""
+"""Reductions and normalisations over neurons: symmetric in them, so they stay exchangeable among themselves."""
 
 from __future__ import annotations
 

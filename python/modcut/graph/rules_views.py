@@ -144,7 +144,8 @@ def pad(tr: Tracer, call: Call) -> None:
                 s if not varying(s) & spatial else call.func(s.expand(x.value.shape).double(), padding).long()
             )
             continue
-        keep, dims = [], set(varying(s))
+        keep: list[int] = []
+        dims = set(varying(s))
         for i in range(len(padding) // 2):
             d = x.value.ndim - 1 - i
             keep += padding[2 * i : 2 * i + 2] if d in dims else [0, 0]

@@ -263,7 +263,7 @@ class Tracer(TorchDispatchMode):
             return
         own = {id(p) for p in module._parameters.values() if p is not None}
         if any(self._owns(own, u) for u in t.made) and module in self.names:
-            self.ledger.taps.append(TapUse(self.names[module], "output", t.shadows))
+            self.ledger.taps.append(TapUse(self.names[module], "output", t.shadows, None))
 
     def _owns(self, own: set[int], use: MatrixUse) -> bool:
         ids = {i for a in (use.row_axis, use.col_axis) for i in (self.ledger.parts[use.part].starts[a],)}
@@ -274,17 +274,29 @@ class Tracer(TorchDispatchMode):
                         return True
         return False
 
-    def read_by(self, operand: Traced, uses: Sequence[MatrixUse]) -> None:
-        """Note an input tap where the operand is the memory that the running module got as its first argument."""
+    def read_by(self, operand: Tensor, ids: Tensor, uses: Sequence[MatrixUse], channel: int | None = None) -> None:
+        """Note an input tap where a map's operand is what the running module got as its first argument.
+
+        ``ids`` are those of the map's columns; they lie along the last dimension of ``operand`` [..., columns], or along
+        ``channel`` of an image.
+        """
         if not self.stack or not uses:
             return
         module, first, version = self.stack[-1]
         if first is None or module not in self.names or first.value._version != version:
             return
-        same = first.value.data_ptr() == operand.value.data_ptr() and first.value.numel() == operand.value.numel()
+        value, size, flat = first.value, ids.numel(), ids.reshape(-1)
+        if channel is not None:
+            same = value.data_ptr() == operand.data_ptr() and value.shape == operand.shape
+        else:  # by value: a transposed input was copied before it was flattened
+            channel = value.ndim - 1
+            same = value.shape[-1] == size and value.numel() == operand.numel() and operand.shape[-1] == size
+            same = same and torch.equal(value.reshape(-1, size), operand.reshape(-1, size))
         own = {id(p) for p in module._parameters.values() if p is not None}
-        if same and any(self._owns(own, u) for u in uses):
-            self.ledger.taps.append(TapUse(self.names[module], "input", first.shadows))
+        if same and value.shape[channel] == size and any(self._owns(own, u) for u in uses):
+            shape = [1] * value.ndim
+            shape[channel] = size
+            self.ledger.taps.append(TapUse(self.names[module], "input", (flat.reshape(shape),), channel - value.ndim))
 
 
 def plan(tracer: Tracer, value: Any) -> Callable[[], Any]:
