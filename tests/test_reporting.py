@@ -156,6 +156,11 @@ def test_a_full_report_is_whole_and_self_contained(parts: dict[str, Any], tmp_pa
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
+def test_a_summary_is_a_text_or_a_list_of_sentences() -> None:
+    assert checked(render(meta={"summary": ["One.", "Two <b>."]})).text.count("Two <b>.") == 1
+    assert "All in one." in checked(render(meta={"summary": "All in one."})).text
+
+
 def test_a_report_of_nothing_is_still_a_page() -> None:
     page = checked(render())
     assert "How this was made" in page.text and not any(name in page.text for name in NAMES[1:])
@@ -289,7 +294,7 @@ def test_strengths_of_the_wrong_shape_are_refused() -> None:
 def test_bars_stay_inside_the_picture(values: list[float]) -> None:
     text = svg.effect_bars([{"label": "x", "value": v, "low": -1.0, "high": 1.0} for v in values])
     for r in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}rect"):
-        assert float(r.attrib["x"]) >= -0.1 and float(r.attrib["x"]) + float(r.attrib["width"]) <= 722.1
+        assert float(r.attrib["x"]) >= -0.1 and float(r.attrib["x"]) + float(r.attrib["width"]) <= 762.1
 
 
 @settings(deadline=None, max_examples=40)

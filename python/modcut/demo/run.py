@@ -162,7 +162,7 @@ def _report(out: Path, bench: Bench, labels: dict[str, Any], results: dict[str, 
         },
         tree=modcut.quotient_tree(P.graph, P.labels),
         title="modcut demo: a small GPT, cut into modules and audited",
-        meta={"summary": " ".join(results["findings"]), "settings": results["settings"], **results["stamp"]},
+        meta={"summary": results["findings"], "settings": results["settings"], **results["stamp"]},
     )
 
 

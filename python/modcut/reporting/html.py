@@ -55,7 +55,8 @@ def report(
         table: ``{"title", "columns", "rows", "note"}``, a sequence of dicts (one per row), or a list of such tables.
         tree: a :class:`modcut.CutTree` or its ``to_dict()``; drawn up to 64 vertices.
         title: of the page.
-        meta: further entries for the record (command, data, ...). ``meta["summary"]`` is printed under the title.
+        meta: further entries for the record (command, data, ...). ``meta["summary"]``, a text or a list of
+            sentences, is printed under the title.
 
     Returns:
         The path written.
@@ -115,7 +116,7 @@ def render(
     context: dict[str, Any] = {
         "version": __version__,
         "title": title,
-        "lead": summary,
+        "lead": [summary] if isinstance(summary, str) and summary else list(summary),
         "facts": _facts(view, deck),
         "style": Markup(_environment().loader.get_source(_environment(), "style.css")[0]),  # type: ignore[union-attr]
         "partition": view,

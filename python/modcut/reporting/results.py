@@ -31,7 +31,7 @@ def section(name: str, title: str, result: Mapping[str, Any], *, text: str = "")
         if key in ("record", "meta", "stamp") and isinstance(value, Mapping):
             record = {**record, **value}
         elif _rows(value):
-            tables += _expanded(_words(key), value)
+            tables += _expanded("All figures" if key == "rows" else _words(key), value)
             bars = bars or _bars(value)
         elif isinstance(value, Mapping) and value and all(_flat(v) for v in value.values()):
             tables.append(_titled(_words(key), [{"name": _words(str(k)), **v} for k, v in value.items()]))

@@ -335,8 +335,8 @@ def effect_bars(rows: Sequence[dict[str, Any]], *, title: str = "Effects beside 
     low, high = min(ends), max(ends)
     if high == low:
         high = low + 1.0
-    left, right, line = 210.0, 78.0, 26.0
-    width, height = 720.0, 26 + line * len(rows) + 30
+    left, right, line = 250.0, 78.0, 26.0
+    width, height = 760.0, 26 + line * len(rows) + 30
     span = width - left - right
 
     def x_of(value: float) -> float:
@@ -369,7 +369,7 @@ def effect_bars(rows: Sequence[dict[str, Any]], *, title: str = "Effects beside 
             f'<rect x="{a:.1f}" y="{y + 2:.1f}" width="{max(b - a, 1.5):.1f}" height="12" rx="2" fill="{tint}"/>'
             f"{band}</g>"
         )
-        parts.append(_text(left - 12, y + 12, shorten(str(r["label"]), 30), 11.5, "end", full=str(r["label"])))
+        parts.append(_text(left - 12, y + 12, shorten(str(r["label"]), 38), 11.5, "end", full=str(r["label"])))
         parts.append(_text(width - right + 12, y + 12, _signed(value), 11.5))
     parts.append(_text(left + span / 2, height - 2, unit, 10.5, "middle", soft=True))
     said = f"{len(rows)} effects; the grey band is what matched random modules do."
