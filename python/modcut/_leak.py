@@ -239,7 +239,8 @@ class Leak(nn.Module):
         read.index_add_(0, at, seen.long())
         active.index_add_(0, at, (seen & (square > 0)).long())
         dead = (read > 0) & (active == 0)
-        return live & ~dead[torch.where(live, index["row_vertex"], self.graph.n)]
+        alive: Tensor = live & ~dead[torch.where(live, index["row_vertex"], self.graph.n)]
+        return alive
 
     def _check_weights(self) -> None:
         for w in self._terms.weights:
