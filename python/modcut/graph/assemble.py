@@ -174,32 +174,22 @@ def _reason(ledger: Ledger, soft: np.ndarray, members: np.ndarray) -> str:
     """Return why the classes of one group differ, or "" where no soft fact tells them apart."""
     starts = np.searchsorted(soft[:, 0], members, side="left")
     ends = np.searchsorted(soft[:, 0], members, side="right")
-    reasons: list[str] = []
-    # Per operation: every class must have the same set of groups.
     sets = [soft[s:e, 1] for s, e in zip(starts, ends, strict=True)]
-    if len(members) == 1:
-        ops = {int(k) >> 32 for k in sets[0]} if len(sets) else set()
-        always = [ledger.reasons[o] for o in sorted(ops) if o in ledger.reasons]
-        given = [r for r in always if r.startswith("its order is")]
-        return "; ".join(dict.fromkeys(given))
-    per_op: dict[int, dict[int, int]] = defaultdict(dict)
-    if not any(len(s) for s in sets):
-        return ""
-    keys = np.concatenate(sets)
+    keys = np.concatenate([np.zeros(0, np.int64), *sets])
     who = np.repeat(np.arange(len(members)), [len(s) for s in sets])
     ops = keys >> 32
-    for op in np.unique(ops):
+    reasons: dict[str, None] = {}
+    for op in np.unique(ops):  # per operation, every class must have the same set of groups
         here = ops == op
         sums = np.zeros(len(members), np.uint64)
         with np.errstate(over="ignore"):
             np.add.at(sums, who[here], _hash(keys[here]))
-        if (sums != sums[0]).any():
-            per_op[int(op)] = {}
-    for op in sorted(per_op):
-        reasons.append(ledger.reasons.get(op, "told apart"))
-    short = list(dict.fromkeys(reasons))
-    given = [r for r in short if r.startswith("its order is")]
-    return "; ".join(given) if given else "; ".join(short[:3])
+        reason = ledger.reasons.get(int(op), "told apart")
+        # A single neuron has no order to lose, but inputs and outputs say what they are all the same.
+        if bool((sums != sums[0]).any()) or (len(members) == 1 and reason.startswith("its order is")):
+            reasons[reason] = None
+    given = [r for r in reasons if r.startswith("its order is")]
+    return "; ".join(given or list(reasons)[:3])
 
 
 def _choose(groups: list[Group], options: Options) -> tuple[list[Group], dict[str, str]]:

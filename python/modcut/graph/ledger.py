@@ -5,7 +5,7 @@ see :mod:`modcut.graph.tracer`). While the model runs, rules note facts here. Tw
 
 - ``union(a, b)``: positions ``a`` and ``b`` are the same neuron (element-wise operations, contractions).
 - ``hard`` and ``soft``: in operation ``op`` an id took part as member of ``group``. Neurons that are told apart by a
-  hard fact (contracted, normalised or reduced apart from each other) are in different spaces. A soft fact (combined with
+  hard fact (contracted, normalised or reduced apart from each other) are in different spaces. A soft fact (met
   values that differ from position to position) leaves them in one space, whose order is then fixed.
 """
 
@@ -68,6 +68,11 @@ class TapUse:
     shadows: tuple[Tensor, ...]
     dim: int | None
     """The dimension they lie along, where it is known."""
+
+
+def _broadcast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    return a.expand(shape), b.expand(shape)
 
 
 def _flat(t: Tensor) -> np.ndarray:
@@ -199,7 +204,7 @@ class Ledger:
 
     def union(self, a: Tensor, b: Tensor) -> None:
         """Note that the elements of two shadows (broadcast) are the same neurons; element 0 is none."""
-        a, b = torch.broadcast_tensors(a, b)
+        a, b = _broadcast(a, b)
         x, y = _flat(a), _flat(b)
         keep = (x != NO_ID) & (y != NO_ID) & (x != y)
         if keep.any():
@@ -220,7 +225,7 @@ class Ledger:
         group = torch.zeros([1] * shadow.ndim, dtype=torch.int64)
         for d in dims:
             group = group * shadow.shape[d] + _along(torch.arange(shadow.shape[d]), shadow.ndim, d)
-        ids, groups = torch.broadcast_tensors(shadow, group)
+        ids, groups = _broadcast(shadow, group)
         x, g = _flat(ids), _flat(groups)
         keep = x != NO_ID
         (self.soft if soft else self.hard).append((x[keep], (np.int64(self.op) << 32) | g[keep]))
@@ -257,7 +262,7 @@ class Ledger:
 
     def link(self, role: str, shadow: Tensor, tags: Tensor) -> None:
         """Note that ids take part in the attention whose scores carry ``tags``."""
-        ids, t = torch.broadcast_tensors(shadow, tags)
+        ids, t = _broadcast(shadow, tags)
         pairs = np.unique(np.stack([_flat(ids), _flat(t)], 1), axis=0)
         pairs = pairs[(pairs != 0).all(1)]
         self.links[role].append((pairs[:, 0], pairs[:, 1]))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 
 from modcut.graph.assemble import magnitude
@@ -38,11 +39,11 @@ def _tensor(weights: Any) -> Tensor:
     if isinstance(weights, Tensor):
         w = weights.detach()
     elif sp.issparse(weights):
-        w = torch.from_numpy(np.ascontiguousarray(weights.toarray()))
+        w = torch.from_numpy(np.ascontiguousarray(weights.toarray()))  # type: ignore[attr-defined]
     elif isinstance(weights, np.ndarray):
         w = torch.from_numpy(weights)
     elif hasattr(weights, "__dlpack__"):
-        w = torch.from_dlpack(weights)
+        w = torch.utils.dlpack.from_dlpack(weights)
     else:
         try:
             w = torch.from_numpy(np.asarray(weights, dtype=np.float64))

@@ -57,8 +57,8 @@ def reduction(tr: Tracer, call: Call) -> None:
         tr.put(call, o, shadows if o is outs[0] or call.name not in {"max", "min", "median"} else ())
 
 
-@rule("argmax", "argmin", "sort", "topk", "cumsum", "cumprod", "kthvalue", "argsort", "cummax", "cummin", "logcumsumexp",
-      "mode", "searchsorted", "bucketize", "_fft_r2c", "_fft_c2c", "_fft_c2r")  # fmt: skip
+@rule("argmax", "argmin", "sort", "topk", "cumsum", "cumprod", "kthvalue", "argsort", "cummax", "cummin",
+      "logcumsumexp", "mode", "searchsorted", "bucketize", "_fft_r2c", "_fft_c2c", "_fft_c2r")  # fmt: skip
 def ordered(tr: Tracer, call: Call) -> None:
     """Operations whose result depends on the order along a dimension."""
     x = tr.get(call.args[0])
@@ -127,7 +127,7 @@ def group_norm(tr: Tracer, call: Call) -> None:
     channels = x.value.shape[1]
     for s in x.shadows:
         if 1 in varying(s):
-            by_group = s.unflatten(1, (groups, channels // groups))
+            by_group = s.reshape([s.shape[0], groups, channels // groups, *s.shape[2:]])
             rest = [0, *range(3, by_group.ndim)] if not tr.ledger.is_input(s) else []
             tr.ledger.told_apart(by_group, [d for d in sorted({1, *rest}) if by_group.shape[d] > 1])
     constants = []

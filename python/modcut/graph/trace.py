@@ -49,8 +49,8 @@ def weight_graph(
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; small ones suffice
             (2 sequences of 8 tokens). ``None`` guesses from the configuration or the first layers.
         edge: ``"abs"`` |W|; ``"square"`` W^2; ``"contribution"`` |W| times the rms of its input over ``data``;
-            ``"cousage"`` |W| gated by the correlation of usage over ``data``; a tensor [n, n] of strengths; or a function
-            of a :class:`~modcut.graph.types.Block` that returns [rows.size, cols.size]. Trailing axes are summed.
+            ``"cousage"`` |W| gated by the correlation of usage over ``data``; a tensor [n, n] of strengths; or a
+            function of a :class:`~modcut.graph.types.Block` that returns [rows.size, cols.size]. Trailing axes add up.
         data: batches for ``"contribution"`` and ``"cousage"`` (see :mod:`modcut._batches`).
         loss_fn: ``loss_fn(model, batch)`` for ``"cousage"`` where the model returns no loss.
         include_inputs: whether inputs are vertices. ``True`` leaves out token vocabularies of more than 1024 entries
@@ -114,14 +114,14 @@ def _include(value: Any, name: str) -> Include:
 
 def _check(model: Any) -> None:
     from torch._subclasses.fake_tensor import FakeTensor
-    from torch.nn.parameter import UninitializedTensorMixin
+    from torch.nn.parameter import UninitializedParameter
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     found = False
     for name, p in model.named_parameters():
         found = True
-        if isinstance(p, UninitializedTensorMixin):
+        if isinstance(p, UninitializedParameter):
             raise ValueError(f"parameter {name} is not initialised: run the model once before building its graph")
         if isinstance(p, FakeTensor) or isinstance(p.data, FakeTensor):
             raise ValueError(f"parameter {name} is a FakeTensor: load the weights before building the graph")

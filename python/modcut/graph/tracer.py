@@ -1,7 +1,7 @@
 """Runs a model once on real tensors and follows every neuron through every operation.
 
-A :class:`torch.utils._python_dispatch.TorchDispatchMode` sees the model as a sequence of aten operations, with fused and
-composite functions already taken apart. Every tensor has *shadows*: integer tensors of the same number of dimensions
+A :class:`torch.utils._python_dispatch.TorchDispatchMode` sees the model as a sequence of aten operations, with fused
+and composite functions already taken apart. Every tensor has *shadows*: integer tensors of as many dimensions
 (size 1 where constant) that hold, for each element, the id of the neuron it belongs to. A handful of rules move shadows
 through operations (:mod:`.rules_views`, :mod:`.rules_elementwise`, :mod:`.rules_contractions`,
 :mod:`.rules_reductions`) and note in the :class:`~modcut.graph.ledger.Ledger` which ids are one neuron. An operation
@@ -125,11 +125,11 @@ def differs(value: Tensor, dim: int) -> bool:
     return not bool(same.all())
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows ids through one run of a model."""
 
     def __init__(self, ledger: Ledger, names: dict[nn.Module, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.names = names
         self.known: dict[int, Traced] = {}
@@ -146,7 +146,7 @@ class Tracer(TorchDispatchMode):
         return t
 
     def get(self, value: Tensor) -> Traced:
-        """Return what is known of a tensor; an unknown one is a constant, unless it is another handle of known memory."""
+        """Return what is known of a tensor; an unknown one is a constant, unless its memory is known."""
         found = self.known.get(id(value))
         if found is not None:
             return found
@@ -277,8 +277,8 @@ class Tracer(TorchDispatchMode):
     def read_by(self, operand: Tensor, ids: Tensor, uses: Sequence[MatrixUse], channel: int | None = None) -> None:
         """Note an input tap where a map's operand is what the running module got as its first argument.
 
-        ``ids`` are those of the map's columns; they lie along the last dimension of ``operand`` [..., columns], or along
-        ``channel`` of an image.
+        ``ids`` are those of the map's columns; they lie along the last dimension of ``operand`` [..., columns], or
+        along ``channel`` of an image.
         """
         if not self.stack or not uses:
             return

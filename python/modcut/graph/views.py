@@ -15,7 +15,7 @@ def pattern(index: Tensor) -> tuple[int, Pattern] | None:
     radix; ``None`` where it is not.
     """
     first = int(index[0, 0])
-    n, repeats = index.shape
+    n = index.shape[0]
     step = int(index[1, 0]) - first if n > 1 else 1
     if step < 0 or bool((index[0] < first).any()):
         return None
