@@ -1,13 +1,15 @@
 """Types of the compiled module.
 
-Arrays cross as DLPack capsules named ``"dltensor"`` (``torch.utils.dlpack.to_dlpack(t)`` or ``array.__dlpack__()``); the
-capsule is read, never consumed: its owner stays alive in the caller. Outputs are allocated by the caller, contiguous.
+Arrays cross as DLPack capsules named ``"dltensor"`` (``torch.utils.dlpack.to_dlpack(t)`` or ``array.__dlpack__()``);
+the capsule is read, never consumed: its owner stays alive in the caller. Outputs are allocated by the caller, contiguous.
 
 ``blocks``: ``(capsule [R, C], row_offset, col_offset, symmetric)``. Entry (i, j) is the strength of the undirected edge
-between vertex ``row_offset + i`` and vertex ``col_offset + j``; a pair that occurs in several blocks adds up. A symmetric
-block is square, has equal offsets and holds each edge twice. Entries that join a vertex to itself are ignored.
-``csr``: ``(indptr int64 [n+1], indices int32|int64 [m], data float32|float64|int64 [m])``, symmetric, strictly increasing
-columns in each row (so no duplicates). All capacities of one call are floats (32 and 64 may mix), or all are int64.
+between vertex ``row_offset + i`` and vertex ``col_offset + j``; a pair that occurs in several blocks adds up. A
+symmetric block is square, has equal offsets and holds each edge twice. Entries that join a vertex to itself are
+ignored.
+``csr``: ``(indptr int64 [n+1], indices int32|int64 [m], data float32|float64|int64 [m])``, symmetric, strictly
+increasing columns in each row (so no duplicates). All capacities of one call are floats (32 and 64 may
+mix), or all are int64.
 """
 
 from typing import Any, TypedDict
