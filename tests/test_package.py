@@ -19,6 +19,7 @@ LAYERS = (
     ("_native", "_require", "_batches", "_arrays", "_transport", "provenance"),
     ("_problem",),
     ("tree",),
+    ("_settle",),
     ("cuts",),
     ("graph",),
     ("testing", "controls"),

@@ -197,7 +197,7 @@ def _print(P: Any, tree: Any, cards: Any, significance: Any, clock: Clock, out: 
     for s in significance.values():
         print(
             f"  {s.metric:<10} {s.value:.4g}; mean of {s.shuffles} random partitions of the same make-up "
-            f"{s.null_mean:.4g} (sd {s.null_std:.2g}), relative difference {s.effect:+.1%}, p {s.p:.3g}"
+            f"{s.null_mean:.4g} (sd {s.null_std:.2g}), difference {s.value - s.null_mean:+.2g}, p {s.p:.3g}"
         )
     print("exact cut tree over the modules (minimum cut between a module and its parent):")
     for i, (parent, weight) in enumerate(zip(tree.parent.tolist(), tree.weight.tolist(), strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -290,11 +291,21 @@ class Bench:
             self.look(healed) | record | {"digest": digest(healed), "specialisation": special(healed, by)}
         )
         result["seconds"] = time.perf_counter() - began
-        path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        result = plain(result)
+        path.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
         return result
 
     def _ticker(self, name: str) -> Callable[[int, float], None]:
         return lambda step, loss: self.tick(name)
+
+
+def plain(value: Any) -> Any:
+    """Return the value with None for every number that is not finite: JSON has no NaN, and none is ever 0."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _file(name: str) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 import modcut
 from modcut import provenance
 from modcut.auditing import effect_table
-from modcut.demo.arms import ARMS, Bench, Settings
+from modcut.demo.arms import ARMS, Bench, Settings, plain
 from modcut.demo.data import Corpus
 from modcut.demo.measure import accuracy
 from modcut.demo.table import COLUMNS, NOTE, cells, findings, show
@@ -97,7 +97,7 @@ def _run(out: Path, settings: Settings, quick: bool, fresh: bool, began: float) 
     results["findings"] = findings(results)
     if quick:
         results["findings"] = ["A quick run shows that every step works; its numbers mean nothing."]
-    (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
     _report(out, bench, labels, results)
     show(results, console)
     console.print(f"{results['seconds']:.0f} s; {out / 'report.html'} and {out / 'results.json'} have the rest")
@@ -134,12 +134,13 @@ def _audit(bench: Bench, labels: dict[str, Any], stages: Path) -> dict[str, Any]
         model, one, P, target=int(bench.triggered.lie[0]), reference=bench.reference, tokenizer=tokenizer,
         seed=s.seed, controls=s.draws, step_controls=min(8, s.draws),
     )  # fmt: skip
-    audit = {
+    audit: dict[str, Any] = {
         "effects": effects,
         "cards": cards.to_dict(),
         "trace": traced.to_dict() | {"text": tokenizer.decode(one[0]), "printed": str(traced)},
     }
-    path.write_text(json.dumps(audit), encoding="utf-8")
+    audit = plain(audit)
+    path.write_text(json.dumps(audit, allow_nan=False), encoding="utf-8")
     return audit
 
 

@@ -66,17 +66,17 @@ def findings(results: dict[str, Any]) -> list[str]:
     )
     out += _cut_sentences(rows)
     s, r = ours["specialisation"], chance["specialisation"]
-    if s["p"] <= P_LEVEL:
+    if s["tv"] is not None and s["p"] <= P_LEVEL:
         verdict = (
-            f"more than in random partitions of the same make-up (mean {s['random_mean']:.2f}, p {s['p']:.2f}, "
+            f"more than in random partitions of the same make-up (mean {_tv(s['random_mean'])}, p {s['p']:.2f}, "
             f"n = {len(s['random_tv'])})"
         )
     else:
-        verdict = f"within control (random partitions {s['random_mean']:.2f}, p {s['p']:.2f}): no evidence"
+        verdict = f"within control (random partitions {_tv(s['random_mean'])}, p {s['p']:.2f}): no evidence"
     out.append(
-        f"Specialisation of the modules for English or Python: TV {s['tv']:.2f}, {verdict}. The same partition of the "
-        f"dense model has {dense['specialisation']['tv']:.2f}: that much was there without the loss. The loss on a "
-        f"random partition gives {r['tv']:.2f}."
+        f"Specialisation of the modules for English or Python: TV {_tv(s['tv'])}, {verdict}. The same partition of the "
+        f"dense model has {_tv(dense['specialisation']['tv'])}: that much was there without the loss. The loss on a "
+        f"random partition gives {_tv(r['tv'])}."
     )
     out += _behaviour_sentences(rows)
     for name, effects in results.get("effects", {}).items():
