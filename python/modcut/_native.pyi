@@ -1,7 +1,8 @@
 """Types of the compiled module.
 
 Arrays cross as DLPack capsules named ``"dltensor"`` (``torch.utils.dlpack.to_dlpack(t)`` or ``array.__dlpack__()``);
-the capsule is read, never consumed: its owner stays alive in the caller. Outputs are allocated by the caller, contiguous.
+the capsule is read, never consumed: its owner stays alive in the caller. Outputs are allocated by the caller and are
+contiguous.
 
 ``blocks``: ``(capsule [R, C], row_offset, col_offset, symmetric)``. Entry (i, j) is the strength of the undirected edge
 between vertex ``row_offset + i`` and vertex ``col_offset + j``; a pair that occurs in several blocks adds up. A
