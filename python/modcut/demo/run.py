@@ -22,7 +22,7 @@ from modcut.auditing import effect_table
 from modcut.demo.arms import ARMS, Bench, Settings, plain
 from modcut.demo.data import Corpus
 from modcut.demo.measure import accuracy
-from modcut.demo.table import COLUMNS, NOTE, cells, findings, show
+from modcut.demo.table import NOTE, by_measure, findings, picture, show
 from modcut.organisms import CharTokenizer, english, python_source
 
 
@@ -98,6 +98,7 @@ def _run(out: Path, settings: Settings, quick: bool, fresh: bool, began: float) 
     if quick:
         results["findings"] = ["A quick run shows that every step works; its numbers mean nothing."]
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
+    (out / "specialisation.svg").write_text(picture(results), encoding="utf-8")
     _report(out, bench, labels, results)
     show(results, console)
     console.print(f"{results['seconds']:.0f} s; {out / 'report.html'} and {out / 'results.json'} have the rest")
@@ -148,6 +149,7 @@ def _report(out: Path, bench: Bench, labels: dict[str, Any], results: dict[str, 
     arm = next(a for a in ARMS if a.name == "modcut")
     model = bench.trained(arm, labels)
     P = bench.partition(model, labels["functional"])
+    head, rows = by_measure(results)
     trace = {k: v for k, v in results["trace"].items() if k not in ("text", "printed")}
     modcut.report(
         out / "report.html",
@@ -157,8 +159,8 @@ def _report(out: Path, bench: Bench, labels: dict[str, Any], results: dict[str, 
         effects=results["effects"]["modcut, cut and healed"],
         table={
             "title": "Without and with the loss, beside controls",
-            "columns": list(COLUMNS),
-            "rows": [cells(row) for row in results["rows"]],
+            "columns": head,
+            "rows": rows,
             "note": NOTE,
         },
         tree=modcut.quotient_tree(P.graph, P.labels),

@@ -165,25 +165,40 @@ def _trace_sentences(trace: dict[str, Any] | None) -> list[str]:
     return [f"One triggered decision, answer {answer['text']!r}: " + "; ".join(parts) + "."]
 
 
+def by_measure(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the table with one column per model, as (head, rows): it fits a page and a terminal."""
+    models = [cells(row) for row in results["rows"]]
+    return ["", *(m[0] for m in models)], [[name, *(m[i] for m in models)] for i, name in enumerate(COLUMNS) if i]
+
+
 def show(results: dict[str, Any], console: Console | None = None) -> None:
     """Print the table and the findings of ``results.json``."""
     console = console or Console()
     if results.get("kind") != "demo":
         console.print_json(data={k: v for k, v in results.items() if k not in ("cards", "tree")})
         return
-    rows = [cells(row) for row in results["rows"]]
-    if console.width >= 190:
-        table = Table(*COLUMNS)
-        for row in rows:
-            table.add_row(*row)
-    else:  # one column per model: fits every terminal
-        table = Table("", *(row[0] for row in rows))
-        for i, name in enumerate(COLUMNS[1:], 1):
-            table.add_row(name, *(row[i] for row in rows))
+    head, rows = by_measure(results)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     console.print(NOTE, style="dim")
     for line in results["findings"]:
         console.print(f"- {line}", highlight=False)
+
+
+def picture(results: dict[str, Any]) -> str:
+    """Return the specialisation of every arm beside its random partitions, as a complete SVG file."""
+    from modcut.reporting.svg import effect_bars, standalone
+
+    rows = []
+    for row in results["rows"]:
+        s = row["specialisation"]
+        controls = [c for c in s["random_tv"] if c is not None]
+        ends = {"low": min(controls), "high": max(controls)} if controls else {"low": None, "high": None}
+        rows.append({"label": row["arm"], "value": s["tv"], **ends})
+    title = "Specialisation for English or Python (bar) beside random partitions (band: lowest to highest)"
+    return standalone(effect_bars(rows, title=title, unit="TV: 0 same modules, 1 different ones"))
 
 
 def _tv(value: float | None) -> str:
