@@ -304,6 +304,16 @@ def test_vertices_held_by_less_than_the_engine_resolves_are_put_on_their_side() 
         assert tree.min_cut(2, 1).side.tolist() == [True, False, True, False, False]
 
 
+def test_a_path_over_twenty_decades_is_mended_on_either_side_of_the_root() -> None:
+    weights = [5e11, 7e-8, 1.2e-6, 7.3e-9, 8.5e-7, 0.73, 1.1e11, 811.0, 1.5e11, 5.3e-13, 0.59, 9.1e10]
+    w = torch.zeros(13, 13, dtype=torch.float64)
+    for i, x in enumerate(weights):
+        w[i, i + 1] = w[i + 1, i] = x
+    tree = modcut.gomory_hu_tree(w)
+    assert tree.exact
+    testing.validate_cut_tree(tree, w, testing.reference_tree(w))
+
+
 def test_edges_that_cannot_be_mended_weigh_what_they_induce_and_are_not_called_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

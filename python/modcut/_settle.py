@@ -9,6 +9,7 @@ on the wrong side, and, where that fails, given the weight that they really indu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,23 +22,21 @@ _RESUMMED = 1e-13  # two sums of the same positive float64 terms differ by less,
 _REPAIRS = 50  # each costs a flow and a pass over the weights
 
 
-def settled(
-    p: Problem, parent: Tensor, weight: Tensor, lower: Tensor, side_of: Callable[[int, int], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return parent, weight and lower [n] of a tree whose weights are its induced cuts.
+def settled(p: Problem, tree: CutTree, side_of: Callable[[int, int], Tensor]) -> CutTree:
+    """Return a tree whose weights are its induced cuts, with its proven lower bounds; the same one where it has them.
 
     ``side_of(u, v)`` gives the side of u (bool [n]) of a minimum cut between two vertices. Lower bounds stay proven:
     the minimum cut between a moved vertex and its new parent is at least the smallest bound on the path that it had.
     """
-    tree = _tree(parent, weight, lower)
     induced, excess = _excess(p, tree)
-    tried: set[tuple[int, int]] = set()
+    tried: set[frozenset[int]] = set()
     for _ in range(_REPAIRS):
-        wrong = [v for v in torch.nonzero(excess > 0).flatten().tolist() if (v, int(tree.parent[v])) not in tried]
+        ends = {v: frozenset((v, int(tree.parent[v]))) for v in torch.nonzero(excess > 0).flatten().tolist()}
+        wrong = [v for v in ends if ends[v] not in tried]
         if not wrong:
             break
         v = min(wrong, key=lambda x: (float(induced[x]), x))
-        tried.add((v, int(tree.parent[v])))
+        tried.add(ends[v])
         moved = _moved(tree, v, side_of(v, int(tree.parent[v])))
         if moved is None:
             continue
@@ -45,11 +44,7 @@ def settled(
         if float(new_excess.sum()) < float(excess.sum()):
             tree, induced, excess = moved, new_induced, new_excess
     weight = torch.where(excess != 0, induced, tree.weight)
-    return tree.parent, weight, torch.minimum(tree.lower, weight)
-
-
-def _tree(parent: Tensor, weight: Tensor, lower: Tensor) -> CutTree:
-    return CutTree(parent, weight, lower, torch.zeros(len(parent), dtype=torch.uint8), exact=False)
+    return replace(tree, weight=weight, lower=torch.minimum(tree.lower, weight))
 
 
 def _excess(p: Problem, tree: CutTree) -> tuple[Tensor, Tensor]:
@@ -61,24 +56,31 @@ def _excess(p: Problem, tree: CutTree) -> tuple[Tensor, Tensor]:
     return induced, off
 
 
+def _rooted(tree: CutTree, v: int) -> CutTree:
+    """The same tree with ``v`` as its root."""
+    parent, weight, lower, code = (x.clone() for x in (tree.parent, tree.weight, tree.lower, tree.certified))
+    x = v
+    while (above := int(tree.parent[x])) >= 0:
+        parent[above], weight[above], lower[above], code[above] = x, tree.weight[x], tree.lower[x], tree.certified[x]
+        x = above
+    parent[v], code[v] = -1, 0
+    weight[v] = lower[v] = float("inf")
+    return replace(tree, parent=parent, weight=weight, lower=lower, certified=code)
+
+
 def _moved(tree: CutTree, v: int, side: Tensor) -> CutTree | None:
     """The tree with everything that ``side`` puts on the other side of edge ``v`` hung there; None if nothing moves."""
     above = int(tree.parent[v])
-    mine = tree.side(v)
-    wrong = side != mine
-    ancestors, x = {v}, above
-    while x >= 0:
-        ancestors.add(x)
-        x = int(tree.parent[x])
+    tree = _rooted(tree, v)  # so that nothing that moves is above where it goes
+    wrong = side == tree.side(above)
     parent, lower = tree.parent.clone(), tree.lower.clone()
-    tops = torch.nonzero(wrong & ~wrong[tree.parent.clamp(min=0)]).flatten().tolist()
-    for top in tops:
-        if top in ancestors:
-            continue
+    for top in torch.nonzero(wrong & ~wrong[tree.parent.clamp(min=0)]).flatten().tolist():
         home = v if side[top] else above
         lower[top] = torch.minimum(lower[top], _weakest(tree, int(tree.parent[top]), home))
         parent[top] = home
-    return None if torch.equal(parent, tree.parent) else _tree(parent, tree.weight, torch.minimum(lower, tree.weight))
+    if torch.equal(parent, tree.parent):
+        return None
+    return replace(tree, parent=parent, lower=torch.minimum(lower, tree.weight))
 
 
 def _weakest(tree: CutTree, u: int, v: int) -> Tensor:
@@ -104,12 +106,13 @@ def induced_cuts(p: Problem, tree: CutTree) -> Tensor:
     inner = torch.nonzero(~leaf).flatten()
     if len(inner) > 1:  # a leaf joined with its parent changes no other edge's cut
         home = torch.where(leaf, tree.parent, torch.arange(p.n))
-        depth = torch.tensor(tree.depth)
-        for x, y, w in _joined_edges(p, home, inner):
+        depth, parent, total = np.array(tree.depth), tree.parent.numpy(), induced.numpy()
+        for ends_x, ends_y, weights in _joined_edges(p, home, inner):
+            x, y, w = ends_x.numpy(), ends_y.numpy(), weights.numpy()
             while len(w):  # up from both ends to where they meet
                 step = depth[x] >= depth[y]
-                induced.index_add_(0, torch.where(step, x, y), w)
-                x, y = torch.where(step, tree.parent[x], x), torch.where(step, y, tree.parent[y])
+                np.add.at(total, np.where(step, x, y), w)
+                x, y = np.where(step, parent[x], x), np.where(step, y, parent[y])
                 apart = x != y
                 x, y, w = x[apart], y[apart], w[apart]
     return induced

@@ -225,16 +225,16 @@ def _tree(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -
     if n > 1:
         outputs = [capsule(x) for x in (parent, weight, lower, certified)]
         r = native().gomory_hu(n, p.native_blocks(), p.native_csr(), *outputs, settings)
-    edges = parent >= 0
-    lower = torch.minimum(lower, weight)
     exact, gap = bool(r["exact"]), float(r["gap"])
+    tree = CutTree(parent, weight, torch.minimum(lower, weight), certified, False, p.integer, seed, eps)
     if not p.integer and n > 2:
-        parent, weight, lower = settled(p, parent, weight, lower, lambda u, v: _solve(p, u, v, threads).side)
-        edges = parent >= 0
-        gap = max(gap, float(torch.where(edges & (weight > 0), 1 - lower / weight, 0.0).max()))
+        tree = settled(p, tree, lambda u, v: _solve(p, u, v, threads).side)
+        positive = (tree.parent >= 0) & (tree.weight > 0)
+        gap = max(gap, float(torch.where(positive, 1 - tree.lower / tree.weight, 0.0).max()))
         exact = exact and gap <= _TOLERANCE[p.dtype]
     # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
-    lower = weight.clone() if exact else lower
+    lower = tree.weight if exact else tree.lower
+    certified, edges = tree.certified, tree.edges
     codes = certified[edges].tolist()
     counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
     first = ("flows", "certified", "passes", "seconds", "gap", "exact", "root")
@@ -247,8 +247,7 @@ def _tree(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -
         gap=gap,
         native={key: value for key, value in r.items() if key not in first},
     )
-    tree = CutTree(parent, weight, lower, certified, exact, p.integer, seed, eps, stats)
-    return replace(tree, stats=replace(stats, trivial_fraction=tree.trivial_fraction))
+    return replace(tree, lower=lower.clone(), exact=exact, stats=replace(stats, trivial_fraction=tree.trivial_fraction))
 
 
 def _threads(threads: Any) -> int:

@@ -156,29 +156,28 @@ class CutTree:
         return torch.nonzero(self.parent >= 0).flatten()
 
     @cached_property
-    def _order(self) -> np.ndarray[Any, Any]:
+    def _order(self) -> list[int]:
         """Vertices reached from the root, parents before children; fewer than n where some are on cycles."""
-        parent = self.parent.numpy()
-        by_parent = np.argsort(parent, kind="stable")
-        start = np.searchsorted(parent[by_parent], np.arange(-1, self.n + 1))
-        level, order = by_parent[start[0] : start[1]], []
-        while level.size:
-            order.append(level)
-            level = np.concatenate([by_parent[start[v + 1] : start[v + 2]] for v in level.tolist()])
-        return np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
+        below: list[list[int]] = [[] for _ in range(self.n)]
+        order: list[int] = []
+        for v, above in enumerate(self.parent.tolist()):
+            (below[above] if above >= 0 else order).append(v)
+        for v in order:
+            order.extend(below[v])
+        return order
 
     @cached_property
     def depth(self) -> list[int]:
         """Number of edges between each vertex and the root."""
         parent, depth = self.parent.tolist(), [0] * self.n
-        for v in self._order[1:].tolist():
+        for v in self._order[1:]:
             depth[v] = depth[parent[v]] + 1
         return depth
 
     def subtree_sums(self, x: Tensor) -> Tensor:
         """Sum ``x`` [n] over the vertices below and at each vertex, [n]. O(n)."""
         total, parent = x.tolist(), self.parent.tolist()
-        for v in reversed(self._order[1:].tolist()):
+        for v in reversed(self._order[1:]):
             total[parent[v]] += total[v]
         return torch.tensor(total, dtype=x.dtype)
 
@@ -187,7 +186,7 @@ class CutTree:
         v = vertex(v, "v", self.n)
         parent, side = self.parent.tolist(), [False] * self.n
         side[v] = True
-        for x in self._order[1:].tolist():
+        for x in self._order[1:]:
             side[x] = side[x] or side[parent[x]]
         return torch.tensor(side, dtype=torch.bool)
 
@@ -239,12 +238,12 @@ class CutTree:
         """Return the minimum cut of every pair, float64 [n, n], inf on the diagonal. O(n^2)."""
         out = np.full((self.n, self.n), np.inf)
         parent, weight = self.parent.numpy(), self.weight.numpy()
-        seen = self._order[:1]
-        for v in self._order[1:]:
+        order = np.array(self._order, dtype=np.int64)
+        for i, v in enumerate(order[1:], 1):
+            seen = order[:i]
             row = np.minimum(out[parent[v], seen], weight[v])
             out[v, seen] = row
             out[seen, v] = row
-            seen = np.append(seen, v)
         return torch.from_numpy(out)
 
     def partition(self, k: int) -> Tensor:
@@ -264,7 +263,7 @@ class CutTree:
         edges = self.edges
         removed = set(edges[torch.argsort(self.weight[edges], stable=True)][: k - 1].tolist())
         parent, head = self.parent.tolist(), list(range(self.n))
-        for v in self._order[1:].tolist():
+        for v in self._order[1:]:
             if v not in removed:
                 head[v] = head[parent[v]]
         names: dict[int, int] = {}
