@@ -103,6 +103,7 @@ def test_ctrl_c_leaves_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr("modcut.demo.run.run", interrupted)
     code, _, err = run(["demo"], capsys)
     assert code == 130
+    assert "goes on from its last checkpoint" in err
     assert "Traceback" not in err
 
 

@@ -122,10 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         code: Any = app(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command continues where the last checkpoint was written", err=True)
-        sys.exit(130)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):  # typer turns the one into the other in some releases
+        typer.echo("modcut: interrupted (the demo goes on from its last checkpoint when it is started again)", err=True)
         sys.exit(130)
     except (ValueError, TypeError, FileNotFoundError, MissingDependencyError) as error:
         typer.echo(f"modcut: {error}", err=True)
