@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if args.out is None:
         return
     versions = {name: importlib.metadata.version(name) for name in ("igraph", "scipy")}
-    stamp = provenance.stamp(seed=args.seed, cpu=cpu_model(), **versions)
+    # A busy machine stretches all times alike at best: the load says how far to trust the ratios.
+    stamp = provenance.stamp(seed=args.seed, cpu=cpu_model(), load=os.getloadavg(), **versions)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"command": provenance.command(), "stamp": stamp, "rows": rows}, indent=1) + "\n")
