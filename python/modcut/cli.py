@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+_INTERRUPTED = 130  # the shell's status for Ctrl-C
+
 app = typer.Typer(
     name="modcut",
     help="Cut a neural network's weights into modules, read them and audit them.",
@@ -122,9 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         code: Any = app(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):  # typer turns the one into the other in some releases
-        typer.echo("modcut: interrupted (the demo goes on from its last checkpoint when it is started again)", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):  # some releases of typer raise, others return the status
+        code = _INTERRUPTED
     except (ValueError, TypeError, FileNotFoundError, MissingDependencyError) as error:
         typer.echo(f"modcut: {error}", err=True)
         sys.exit(2)
@@ -135,4 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 error.show()
             sys.exit(error.exit_code)
         raise
+    if code == _INTERRUPTED:
+        typer.echo("modcut: interrupted (the demo goes on from its last checkpoint when it is started again)", err=True)
     sys.exit(code if isinstance(code, int) else 0)
