@@ -30,7 +30,7 @@ def arguments(description: str | None, cases: Sequence[str]) -> argparse.Namespa
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--cases", nargs="+", choices=cases, help="run only these (default: all but the long ones)")
     parser.add_argument("--long", action="store_true", help="also run the cases whose rivals take minutes")
-    parser.add_argument("--repeat", type=int, default=3, help="time the best of this many runs (rivals: one)")
+    parser.add_argument("--repeat", type=int, default=3, help="time the best of this many runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the rows, the machine and the versions here, as JSON")

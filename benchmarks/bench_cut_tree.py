@@ -49,6 +49,8 @@ def run(name: str, seed: int, repeat: int, threads: int) -> dict[str, Any]:
     rival = igraph.Graph(n=p.n, edges=pairs.tolist())
     weights = capacity.tolist()
     igraph_s, other = best_of(1, lambda: rival.gomory_hu_tree(capacity=weights))
+    if igraph_s < 10:  # as fair as to ourselves, where that does not take minutes
+        igraph_s = min(igraph_s, best_of(max(repeat - 1, 1), lambda: rival.gomory_hu_tree(capacity=weights))[0])
 
     proven_s, tree = best_of(repeat, lambda: modcut.gomory_hu_tree(g, threads=threads))
     flows_s, flowed = best_of(repeat, lambda: modcut.gomory_hu_tree(g, certificates=False, threads=threads))
@@ -65,6 +67,7 @@ def run(name: str, seed: int, repeat: int, threads: int) -> dict[str, Any]:
         "proven_s": proven_s,
         "flows_only_s": flows_s,
         "igraph_s": igraph_s,
+        "igraph_runs": repeat if igraph_s < 10 else 1,
         "read_s": read_s,
         "igraph/proven": igraph_s / proven_s,
         "igraph/flows_only": igraph_s / flows_s,
