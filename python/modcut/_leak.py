@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcut._norms import InputNorms, balanced_scale
+from modcut._norms import InputNorms
 from modcut._terms import Terms, terms_of
+from modcut.graph.balance import balanced_scale
 from modcut.graph.types import WeightGraph
 from modcut.ops import share_rows, share_rows_grad, share_shrink_
 
@@ -46,7 +47,7 @@ class Leak(nn.Module):
         self.labelled = False
         """Whether there are labels yet."""
         self._index: dict[str, Tensor] = {}
-        self._balanced: dict[int, tuple[Any, Tensor]] = {}
+        self._balanced: dict[int, tuple[Tensor, Tensor]] = {}
         self._fallback: Tensor | None = None
         self._ready = False  # nothing left to look up before a call: the call can be compiled as one graph
         self._age = 0  # training steps so far: how old a balanced scale may be
@@ -205,9 +206,10 @@ class Leak(nn.Module):
         for i in missing:
             w = weights[i]
             # In training, weights move at every step and their balance slowly: it is not iterated anew each time.
-            key = (self._age // 16,) if self._age else (w.data_ptr(), w._version)
+            # Else by the row and column sums: writes through .data leave no trace in version counters.
+            key = torch.tensor([self._age // 16]) if self._age else _sums(w)
             known = self._balanced.get(i)
-            if known is None or known[0] != key:
+            if known is None or not torch.equal(known[0], key):
                 self._balanced[i] = known = (key, balanced_scale(w, cols[i]))
             parts[i] = known[1].to(parts[i])
         return torch.cat(parts)
@@ -251,6 +253,12 @@ class Leak(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._forget()
         return self
+
+
+def _sums(weight: Tensor) -> Tensor:
+    """Return the sums of |W| over rows and over columns: what tells whether a weight was rescaled, [rows + cols]."""
+    a = weight.detach().abs()
+    return torch.cat([a.sum(tuple(range(1, a.ndim))), a.transpose(0, 1).flatten(1).sum(1)])
 
 
 def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> tuple[Terms, float]:

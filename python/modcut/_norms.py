@@ -166,30 +166,3 @@ class InputHook:
 
 def _nothing() -> None:
     return None
-
-
-@torch.no_grad()
-def balanced_scale(weight: Tensor, col_vertex: Tensor, *, power: int = 1, rounds: int = 50) -> Tensor:
-    """Return the source scales that make |W| doubly normalised (Sinkhorn), [cols].
-
-    With these, every source contributes the same in total, however its neuron is scaled: the data-free stand-in for the
-    root mean square of the input. Stops at a relative change of 1e-7. Columns without vertex or weight get 1.
-    """
-    a = weight.detach()
-    a = a if a.dtype == torch.float64 else a.float()
-    a = a.abs() if power == 1 else a.square()
-    a = a.flatten(2).sum(2) if a.ndim > 2 else a
-    used = (col_vertex.to(a.device) >= 0) & (a.sum(0) > 0)
-    if not bool(used.any()) or not bool(torch.isfinite(a).all()):
-        return torch.ones_like(a[0]) if a.shape[0] else a.new_ones(a.shape[1])
-    scale = torch.where(used, 1.0 / torch.where(used, a.sum(0), 1.0), 0.0)
-    for _ in range(rounds):
-        r = (a * scale).sum(1)  # not a matrix product: autocast would round it
-        r = torch.where(r > 0, 1.0 / torch.where(r > 0, r, 1.0), 0.0)
-        c = (a * r[:, None]).sum(0)
-        new = torch.where(used, 1.0 / torch.where(c > 0, c, 1.0), 0.0)
-        change = (new / new.sum() - scale / scale.sum()).abs().sum()
-        scale = new
-        if float(change) < 1e-7:
-            break
-    return torch.where(used, scale, 1.0)

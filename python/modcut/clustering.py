@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modcut._transport import balanced_assignment
+from modcut.graph.balance import balance
 from modcut.graph.edges import usage
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED, Units, strength, units_of
@@ -120,7 +121,7 @@ def spectral_labels(
 ) -> Tensor:
     """Partition by weights alone: layer-stratified spectral embedding, balanced class by class.
 
-    Every matrix is normalised by its row and column sums (so that no rescaling of neurons moves the result), the family
+    Every matrix is doubly normalised (so that no rescaling of neurons moves the result), the family
     indicators are projected out (plain spectral cuts are cuts by depth), and the leading eigenvectors are clustered
     like the functional embedding. ``sweeps`` rounds then give each family the best balanced labels given its
     neighbours', an exact transportation problem each.
@@ -216,7 +217,16 @@ def balanced_kmeans(
     """
     if k == 1:
         return np.zeros(x.shape[0], dtype=np.int64)
-    rng = np.random.default_rng(seed)
+    # Draws pick rows by position: in an order that the points themselves give, renumbering the units changes nothing.
+    order = np.lexsort(x.T[::-1])
+    place = np.argsort(order)
+    label = _kmeans(x[order], [np.sort(place[g]) for g in groups], k, np.random.default_rng(seed), restarts)
+    return label[place]
+
+
+def _kmeans(
+    x: Array, groups: list[NDArray[np.int64]], k: int, rng: np.random.Generator, restarts: int
+) -> NDArray[np.int64]:
     sample = x if x.shape[0] <= _SAMPLE else x[np.sort(rng.choice(x.shape[0], _SAMPLE, replace=False))]
     best: Array | None = None
     best_cost = np.inf
@@ -285,22 +295,40 @@ def _principal(z: Tensor, dims: int) -> Array:
     """Scores of the columns of z [windows, m] on its leading directions, float64 [m, dims]; via windows x windows."""
     z = z.double()
     take = torch.linalg.eigh(z @ z.T).eigenvectors[:, -dims:].flip(1)
-    # Eigenvector signs are arbitrary: fix them, so that equal inputs give equal labels on every machine.
-    sign = torch.where(take.sum(0) < 0, -1.0, 1.0)
-    return np.asarray((z.T @ (take * sign)).numpy(), dtype=np.float64)
+    return _signed(np.asarray((z.T @ take).numpy(), dtype=np.float64))
+
+
+def _signed(x: Array) -> Array:
+    """Fix the arbitrary signs of eigenvectors [m, d], so that equal inputs give equal labels on every machine.
+
+    By the third moment: centred profiles and stratified eigenvectors have sums of 0, whose sign is rounding.
+    """
+    return np.asarray(x * np.where((x**3).sum(0) < 0, -1.0, 1.0), dtype=np.float64)
 
 
 # -- weights between units --------------------------------------------------------------------------------------------
 
 
 def _normalised(graph: WeightGraph, input_mean_square: Mapping[str, Tensor] | None) -> list[tuple[Array, Array]]:
-    """Row and column scales of every matrix: N = |W| scaled so that r_i c_j share-normalises it, kept as factors."""
+    """Row and column factors of every matrix that give it norm 1 and that no rescaling of neurons can move.
+
+    Where inputs were measured: N = P C^-1/2, with the shares P = A / r of the contributions A. Without data: |W| doubly
+    normalised. (R^-1/2 |W| C^-1/2, the usual choice, changes with the scale of every neuron.)
+    """
     scales = []
     for m in graph.matrices:
-        a = strength(m, None if input_mean_square is None else input_mean_square.get(m.name)).cpu()
+        square = None if input_mean_square is None else input_mean_square.get(m.name)
+        a = strength(m, square).cpu()
         a = a[m.row_vertex.cpu() >= 0][:, m.col_vertex.cpu() >= 0]
-        r, c = a.sum(1, dtype=torch.float64), a.sum(0, dtype=torch.float64)
-        scales.append((_inverse_root(r.numpy()), _inverse_root(c.numpy())))
+        if square is None:
+            rows, cols = balance(a)
+            live = int((rows > 0).sum()), int((cols > 0).sum())
+            rows, cols = rows.double(), cols.double() * np.sqrt(max(live[1], 1) / max(live[0], 1))
+            scales.append((rows.numpy(), cols.numpy()))
+        else:
+            r = a.sum(1, dtype=torch.float64)
+            rows = torch.where(r > 0, 1 / torch.where(r > 0, r, 1.0), 0.0)
+            scales.append((rows.numpy(), _inverse_root((rows.float() @ a).double().numpy())))
     return scales
 
 
@@ -311,7 +339,7 @@ def _inverse_root(x: Array) -> Array:
 class _Affinity:
     """Sum of the doubly normalised matrices as an operator between units; matrices are read when needed, never stored.
 
-    N_m = R^-1/2 |W_m| C^-1/2: every matrix has norm 1, whatever its scale, so that layers count alike.
+    Every matrix has norm 1, whatever its scale, so that layers count alike (see :func:`_normalised`).
     """
 
     def __init__(self, graph: WeightGraph, units: Units, mean_square: Mapping[str, Tensor] | None) -> None:
@@ -388,8 +416,7 @@ def _stratified(
         values, vectors = sla.eigsh(operator, k=dims, which="LA", v0=start, tol=1e-4, maxiter=max(60 * dims, 300))
     order = np.argsort(-values)[:dims]
     values, vectors = values[order], vectors[:, order]
-    vectors = vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
-    x = inverse[:, None] * vectors
+    x = inverse[:, None] * _signed(vectors)
     # Families have volumes that differ by orders of magnitude; clusters must not be layers.
     power = np.stack([np.bincount(family, x[:, j] ** 2, minlength=len(mass)) for j in range(x.shape[1])], axis=1)
     rms = np.sqrt(power.sum(1) / np.bincount(family, minlength=len(mass)))
