@@ -19,10 +19,11 @@ from torch import nn
 import modcut
 from modcut import provenance
 from modcut.auditing import effect_table
+from modcut.demo import picture
 from modcut.demo.arms import ARMS, Bench, Settings, plain
 from modcut.demo.data import Corpus
 from modcut.demo.measure import accuracy
-from modcut.demo.table import NOTE, by_measure, findings, picture, show
+from modcut.demo.table import NOTE, by_measure, findings, show
 from modcut.organisms import CharTokenizer, english, python_source
 
 
@@ -98,7 +99,8 @@ def _run(out: Path, settings: Settings, quick: bool, fresh: bool, began: float) 
     if quick:
         results["findings"] = ["A quick run shows that every step works; its numbers mean nothing."]
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
-    (out / "specialisation.svg").write_text(picture(results), encoding="utf-8")
+    (out / "specialisation.svg").write_text(picture.specialisation(results), encoding="utf-8")
+    (out / "weights.svg").write_text(picture.weights(bench, labels, results), encoding="utf-8")
     _report(out, bench, labels, results)
     show(results, console)
     console.print(f"{results['seconds']:.0f} s; {out / 'report.html'} and {out / 'results.json'} have the rest")

@@ -187,20 +187,6 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
         console.print(f"- {line}", highlight=False)
 
 
-def picture(results: dict[str, Any]) -> str:
-    """Return the specialisation of every arm beside its random partitions, as a complete SVG file."""
-    from modcut.reporting.svg import effect_bars, standalone
-
-    rows = []
-    for row in results["rows"]:
-        s = row["specialisation"]
-        controls = [c for c in s["random_tv"] if c is not None]
-        ends = {"low": min(controls), "high": max(controls)} if controls else {"low": None, "high": None}
-        rows.append({"label": row["arm"], "value": s["tv"], **ends})
-    title = "Specialisation for English or Python (bar) beside random partitions (band: lowest to highest)"
-    return standalone(effect_bars(rows, title=title, unit="TV: 0 same modules, 1 different ones"))
-
-
 def _tv(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.2f}"
 
