@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from modcut.graph.interventions import tap_key
+from modcut.graph.interventions import LocalHook, tap_key
 from modcut.graph.statistics import _embeddings, _source
 from modcut.graph.types import Matrix, Tap, WeightGraph
 
@@ -121,11 +121,11 @@ class InputNorms(nn.Module):
         return [i for i, source in enumerate(self.owner.tolist()) if source < 0 or not mass[source] > 0]
 
 
-class InputHook:
+class InputHook(LocalHook):
     """Forward pre-hook that keeps one source's running mean square.
 
-    Both ends are held weakly: the model does not keep the loss alive, nor the loss the model. A deep copy of the model
-    copies the hook, which then sees a module that is not its own and does nothing; pickled with the model, it is inert.
+    Both ends are held weakly: the model does not keep the loss alive, nor the loss the model. Copied or pickled with
+    the model it does nothing.
     """
 
     def __init__(self, norms: InputNorms, module: nn.Module, index: int, source: Source) -> None:
@@ -152,17 +152,3 @@ class InputHook:
                 wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
                 new = wide.movedim(self.tap.dim, -1).reshape(-1, self.size).square().mean(0)
             norms.record(self.index, new)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.index, self.tap, self.size = state["index"], None, 0
-        self.norms = self.module = _nothing
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> InputHook:
-        return self
-
-
-def _nothing() -> None:
-    return None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from modcut import _batches
+from modcut.graph.interventions import LocalHook
 from modcut.graph.statistics import Statistics, collect
 from modcut.graph.types import Matrix, WeightGraph
 from modcut.graph.units import strength
@@ -301,7 +302,7 @@ def _input_means(model: nn.Module, graph: WeightGraph, data: _batches.Data | Non
 
 def _fold(model: nn.Module, touched: list[tuple[Matrix, Tensor]], means: dict[str, Tensor]) -> list[RemovableHandle]:
     """Hooks that add each layer's removed mean contribution to its output."""
-    handles: list[RemovableHandle] = []
+    hooks: list[tuple[nn.Module, LocalHook]] = []
     unfolded = []
     for m, mask in touched:
         owner = m.name.rpartition(".")[0]
@@ -316,14 +317,14 @@ def _fold(model: nn.Module, touched: list[tuple[Matrix, Tensor]], means: dict[st
         w = m.weight.detach().double()
         w = w.flatten(2).sum(2) if w.ndim > 2 else w
         delta = (w * mask.to(w.device)) @ means[m.name].to(w.device, torch.float64)
-        handles.append(module.register_forward_hook(_adder(delta, dim)))
+        hooks.append((module, LocalHook(_adder(delta, dim))))
     if unfolded:
         warnings.warn(
             f"the mean contribution of {', '.join(unfolded)} cannot be folded (not a linear, convolution or embedding "
             "layer that a hook can reach): its removed weights count as zero",
             stacklevel=4,
         )
-    return handles
+    return [module.register_forward_hook(hook) for module, hook in hooks]  # after the warning, which may be an error
 
 
 def _output_dim(module: nn.Module, matrix: Matrix) -> int | None:

@@ -217,6 +217,8 @@ def check_fits(model: nn.Module, graph: WeightGraph) -> None:
 
 
 def _check_size(tensors: dict[str, Tensor], name: str, axis: int, size: int) -> None:
+    if name not in tensors and name.partition("[")[0] in tensors:
+        return  # a slice of a stacked parameter ("experts.up[3]", a group of a convolution): its whole has other axes
     if name not in tensors:
         raise ValueError(f"P must belong to this model: its graph has a parameter {name!r}, the model has not")
     shape = tensors[name].shape

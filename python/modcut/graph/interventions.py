@@ -134,6 +134,27 @@ def _with_first_tensor(value: Any, new: Tensor) -> Any:
     return value
 
 
+class LocalHook:
+    """A hook that belongs to one module of one model: in a deep copy, or pickled with the model, it does nothing."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Pass what torch hands a hook on to the function."""
+        return self.call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalHook:
+        return LocalHook(_nothing)
+
+    def __reduce__(self) -> Any:
+        return LocalHook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
 def hook_tap(model: nn.Module, tap: Tap, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Call ``visit(activation)`` whenever the tap is passed; a returned tensor takes the activation's place.
 
@@ -160,14 +181,14 @@ def hook_tap(model: nn.Module, tap: Tap, visit: Callable[[Tensor], Tensor | None
                     return None if new is None else (args, {**kwargs, key: new})
             return None
 
-        return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_pre_hook(LocalHook(before), with_kwargs=True)
 
     def after(_: nn.Module, args: Any, output: Any) -> Any:
         value = first_tensor(output)
         new = None if value is None else visit(value)
         return None if new is None else _with_first_tensor(output, new)
 
-    return module.register_forward_hook(after)
+    return module.register_forward_hook(LocalHook(after))
 
 
 @dataclass
@@ -358,7 +379,7 @@ def replace(
         return lambda x: torch.where(site.along(site.where, x), changed(site, x), x)
 
     where = [site for site in sites(graph, chosen) if taps is None or tap_key(site.tap) in taps]
-    forget = model.register_forward_pre_hook(lambda *_: picked.clear())
+    forget = model.register_forward_pre_hook(LocalHook(lambda *_: picked.clear()))
     try:
         with _hooked(model, [(site.tap, visitor(site)) for site in where]):
             yield

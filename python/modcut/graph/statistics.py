@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from modcut import _batches
-from modcut.graph.interventions import Site, evaluation, hook_tap, sites, tap_key
+from modcut.graph.interventions import LocalHook, Site, evaluation, hook_tap, sites, tap_key
 from modcut.graph.types import Matrix, Tap, WeightGraph
 
 # Logits of larger vocabularies get no usage profile: one batch of them costs more memory than all other taps.
@@ -131,13 +131,13 @@ class _Observer:
         if self._handles:
             return
         try:
-            self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._handles.append(self.model.register_forward_pre_hook(LocalHook(self._begin), with_kwargs=True))
             profiled = {tap_key(s.tap): s for s in sites(self.graph)}
             for tap in self.graph.taps:
                 self._handles.append(hook_tap(self.model, tap, self._visitor(tap, profiled.get(tap_key(tap)))))
             for name, vertex in self._embeddings.items():
                 module = self.model.get_submodule(name)
-                self._handles.append(module.register_forward_hook(self._embedding(name, vertex)))
+                self._handles.append(module.register_forward_hook(LocalHook(self._embedding(name, vertex))))
         except BaseException:
             self.detach()
             raise
