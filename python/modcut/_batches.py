@@ -6,6 +6,7 @@ iterable of batches, or a dict of such iterables (labelled slices).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ def iterate(data: Data, *, max_batches: int | None = None) -> Iterator[tuple[str
     # A dict of tensors is one batch of keyword arguments, a dict of anything else is a dict of slices.
     if isinstance(data, Mapping) and all(isinstance(v, Tensor) for v in data.values()):
         slices: dict[str, Iterable[Batch]] = {"": [data]}
+    elif _is_pair(data):
+        slices = {"": [data]}
     elif isinstance(data, Mapping):
         slices = {str(k): v for k, v in data.items()}
     elif isinstance(data, Tensor):
@@ -47,6 +50,34 @@ def iterate(data: Data, *, max_batches: int | None = None) -> Iterator[tuple[str
             yield name, batch
     if empty:
         raise ValueError("data must hold at least one batch, got none")
+
+
+def peek(data: Data) -> tuple[Batch, Data]:
+    """Return the first batch and the data; a generator is put together again behind it, in every slice.
+
+    Raises:
+        As :func:`iterate`.
+    """
+    if hasattr(data, "__next__"):
+        batch = next(iterate(data))[1]
+        return batch, itertools.chain([batch], data)
+    if isinstance(data, Mapping) and any(hasattr(v, "__next__") for v in data.values()):
+        for name, part in data.items():
+            first = next(iter(part), None)
+            if first is not None:
+                rest = itertools.chain([first], part) if hasattr(part, "__next__") else part
+                return first, {**data, name: rest}
+    return next(iterate(data))[1], data
+
+
+def _is_pair(data: Data) -> bool:
+    """Whether data is one batch (inputs, targets): two tensors of as many samples that no one model could both read."""
+    if not (isinstance(data, tuple) and len(data) == 2 and all(isinstance(x, Tensor) and x.ndim for x in data)):
+        return False
+    x, y = data
+    return bool(
+        x.shape[0] == y.shape[0] and (x.shape[1:] != y.shape[1:] or x.is_floating_point() != y.is_floating_point())
+    )
 
 
 def inputs_of(batch: Batch) -> Tensor:
@@ -134,10 +165,32 @@ def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Te
     )
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside wrappers of torch.compile and DistributedDataParallel."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter (CPU where it has none)."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def ordinary(batch: Batch) -> Batch:
+    """Return the batch with tensors made in inference mode copied: no gradient can pass through those."""
+    if isinstance(batch, Tensor):
+        return batch.clone() if batch.is_inference() else batch
+    if isinstance(batch, Mapping):
+        return {k: ordinary(v) for k, v in batch.items()}
+    if type(batch) in (tuple, list):
+        return type(batch)(ordinary(v) for v in batch)
+    return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

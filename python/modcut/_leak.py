@@ -155,6 +155,7 @@ class Leak(nn.Module):
         return self._scales(weights), self._index["row_label"], self._index["col_label"], self.k
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.inference_mode(False)
     def _prepare(self) -> None:
         """Lay out the flat vectors, and stand-ins for norms that were never measured."""
         weights = [w.get().detach() for w in self._terms.weights]

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modcut._batches import unwrap
 from modcut._labels import aligned, check_k, find_labels, given_labels, largest_layer
 from modcut._leak import Leak
 from modcut.graph.statistics import Recorder, collect
@@ -87,6 +88,7 @@ class ModularityLoss(Leak):
 
     _factor: Tensor
 
+    @torch.inference_mode(False)  # buffers that are made here live on in training
     def __init__(
         self,
         model: nn.Module,
@@ -213,6 +215,7 @@ class ModularityLoss(Leak):
 
     # -- schedule ------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def step(self) -> None:
         """Advance the schedule by one training step; call it after ``optimizer.step()``.
 
@@ -357,6 +360,11 @@ class ModularityLoss(Leak):
     def __deepcopy__(self, memo: dict[int, Any]) -> ModularityLoss:
         """Copy the loss: for the copied model where that is copied along (a copied trainer), else for the same one."""
         model = memo.get(id(self._model()))
+        if model is not None and "_parameters" not in vars(model):  # half-built: this loss is a part of it
+            raise RuntimeError(
+                "a ModularityLoss that is a submodule of its own model cannot be copied with it: keep it beside the "
+                "model (a trainer that holds both can be copied)"
+            )
         copied = type(self)(
             self.model if model is None else model,
             self.k,
@@ -415,7 +423,7 @@ def modularity_loss(model: nn.Module, **kwargs: Any) -> Tensor:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
-    state = tuple((name, id(p), tuple(p.shape)) for name, p in model.named_parameters())
+    state = tuple((name, id(p), tuple(p.shape), p.stride()) for name, p in model.named_parameters())
     known = _cache.get(model)
     if known is None or known[1] != state or not _same(known[0], kwargs):
         reset(model)
@@ -426,7 +434,13 @@ def modularity_loss(model: nn.Module, **kwargs: Any) -> Tensor:
                 from modcut.graph.trace import weight_graph
 
                 graph = settings["graph"] = weight_graph(model, settings.get("example_inputs"))
-            settings["k"] = max(1, min(8, largest_layer(graph)))
+            most = largest_layer(graph)
+            if most < 2:
+                raise ValueError(
+                    f"model must have a layer of at least 2 neurons or heads to be split into modules, the largest of "
+                    f"{type(model).__name__} has {most}"
+                )
+            settings["k"] = min(8, most)
         known = (kwargs, state, ModularityLoss(model, **settings))
         _cache[model] = known
     value: Tensor = known[2]()
@@ -439,17 +453,6 @@ def reset(model: nn.Module | None = None) -> None:
         known = _cache.pop(m, None)
         if known is not None:
             known[2].close()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside wrappers of torch.compile and DistributedDataParallel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -85,16 +86,18 @@ def find_modules(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    if k != "auto" and (isinstance(k, bool) or not isinstance(k, int)):
-        raise TypeError(f'k must be an integer or "auto", got {k!r}')
-    graph, model = _graph(model_or_graph, data, example_inputs)
+    if k != "auto":
+        if isinstance(k, bool) or not hasattr(k, "__index__"):
+            raise TypeError(f'k must be an integer or "auto", got {k!r}')
+        k = operator.index(k)
+    graph, model, data = _graph(model_or_graph, data, example_inputs)
     if data is not None and model is None:
         raise ValueError("data needs the model: call find_modules(model, data=...), or pass statistics=")
     if method == "spectral":
         statistics = None
     elif data is not None and model is not None and statistics is None:
         statistics = collect(graph, model, data, loss_fn, max_batches=max_batches, progress=progress)
-    elif statistics is None and isinstance(graph.statistics, Statistics):
+    elif statistics is None and isinstance(graph.statistics, Statistics) and graph.statistics.windows:
         statistics = graph.statistics
     if method == "auto":
         method = "functional" if statistics is not None else "spectral"
@@ -148,15 +151,17 @@ def find_modules(
 
 def _graph(
     model_or_graph: Any, data: _batches.Data | None, example_inputs: Any
-) -> tuple[WeightGraph, nn.Module | None]:
+) -> tuple[WeightGraph, nn.Module | None, _batches.Data | None]:
+    """Return the graph, the model, and the data with whatever was looked at put back."""
     if isinstance(model_or_graph, WeightGraph):
-        return model_or_graph, None
+        return model_or_graph, None, data
     if not isinstance(model_or_graph, nn.Module):
         raise TypeError(f"the first argument must be a model or its WeightGraph, got {type(model_or_graph).__name__}")
     from modcut.graph.trace import weight_graph
 
-    if example_inputs is None and data is not None and not hasattr(data, "__next__"):
-        batch = next(_batches.iterate(data))[1]
+    model = _batches.unwrap(model_or_graph)
+    if example_inputs is None and data is not None:
+        batch, data = _batches.peek(data)
         batch = _batches.to_device(batch, _batches.device_of(model_or_graph))
         # The shape is what tracing needs; two samples keep it quick.
         size = _batches.batch_size(batch)
@@ -166,7 +171,7 @@ def _graph(
             }
         else:
             example_inputs = _batches.inputs_of(batch)[:2]
-    return weight_graph(model_or_graph, example_inputs), model_or_graph
+    return weight_graph(model, example_inputs), model, data
 
 
 def _unused(graph: WeightGraph, statistics: Statistics) -> int:

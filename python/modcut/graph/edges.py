@@ -115,9 +115,11 @@ def usage(graph: WeightGraph, profile: Tensor) -> tuple[Tensor, Units]:
         values = values * (~heads | read)
     x = units.sum(values)
     x = torch.where(total > 0, x / total.clamp_min(_TINY), x).sqrt()
+    level = x.norm(dim=0)
     x = x - x.mean(0)
     norm = x.norm(dim=0)
-    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), torch.zeros_like(x)), units
+    varies = (norm > 1e-12) & (norm > 1e-5 * level)  # windows that differ by rounding are alike
+    return torch.where(varies, x / norm.clamp_min(1e-12), torch.zeros_like(x)), units
 
 
 def _inner(graph: WeightGraph) -> Tensor:

@@ -421,17 +421,18 @@ def collect(
         ValueError: no batch; the loss is not finite.
         RuntimeError: the loss does not depend on any observed activation.
     """
+    model = _batches.unwrap(model)  # hooks are not seen by compiled code
     observer = _Observer(graph, model, None, defer=True)
     observer.gradients = gradients
     device = _batches.device_of(model)
     rows: list[Tensor] = []
     labels: list[int] = []
     names: dict[str, int] = {name: i for i, name in enumerate(_slice_names(data))}
-    with evaluation(model), _progress("statistics", progress) as tick:
+    with torch.inference_mode(False), evaluation(model), _progress("statistics", progress) as tick:
         observer.attach()
         try:
             for name, batch in _batches.iterate(data, max_batches=max_batches):
-                batch = _batches.to_device(batch, device)
+                batch = _batches.ordinary(_batches.to_device(batch, device))
                 with torch.set_grad_enabled(gradients):
                     if gradients:
                         loss = _batches.loss_of(model, batch, loss_fn)

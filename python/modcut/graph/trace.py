@@ -15,6 +15,8 @@ import modcut.graph.rules_contractions
 import modcut.graph.rules_elementwise
 import modcut.graph.rules_reductions
 import modcut.graph.rules_views  # noqa: F401  (the rules register themselves)
+from modcut import _batches
+from modcut._batches import unwrap
 from modcut.graph.assemble import Options, assemble, stacks
 from modcut.graph.examples import Inputs, as_call, extra_arguments, guesses
 from modcut.graph.ledger import Ledger
@@ -66,6 +68,7 @@ def weight_graph(
     Complexity: a forward pass on the example, plus memory for one integer per neuron (not per weight).
     """
     _check(model)
+    model = unwrap(model)
     options = Options(
         include_inputs=_include(include_inputs, "include_inputs"),
         include_outputs=_include(include_outputs, "include_outputs"),
@@ -73,7 +76,7 @@ def weight_graph(
     )
     if not (edge in EDGES if isinstance(edge, str) else isinstance(edge, Tensor) or callable(edge)):
         raise ValueError(f"edge must be one of {', '.join(EDGES)}, a tensor or a function, got {edge!r}")
-    with _untouched(model), torch.no_grad(), _plain_kernels():
+    with torch.inference_mode(False), _untouched(model), torch.no_grad(), _plain_kernels():
         call = _example(model, example_inputs)
         splits: dict[str, tuple[int, int]] = {}
         for _ in range(5):
@@ -102,7 +105,7 @@ def _with_edge(graph: WeightGraph, model: nn.Module, edge: Any, data: Any, loss_
             raise ValueError(f'data must be given for edge="{edge}": strengths depend on how the vertices are used')
         from modcut.graph.statistics import collect
 
-        return with_edge(graph, edge, collect(graph, model, data, loss_fn))
+        return with_edge(graph, edge, collect(graph, model, data, loss_fn, gradients=edge == "cousage"))
     return with_edge(graph, edge)
 
 
@@ -134,7 +137,7 @@ def _check(model: Any) -> None:
 def _example(model: nn.Module, example_inputs: Any) -> Inputs:
     extra = extra_arguments(model)
     if example_inputs is not None:
-        args, kwargs = as_call(example_inputs)
+        args, kwargs = as_call(_batches.ordinary(example_inputs))
         if any(t.is_meta for t in tensors_in([args, kwargs])):
             raise ValueError("example_inputs must hold real numbers, got a tensor on the meta device")
         try:
