@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from scipy.sparse.csgraph import maximum_flow
 
 from modcut import testing
 from modcut._arrays import capsule
@@ -146,6 +148,30 @@ def test_a_bad_side_is_refused() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         flow(settings=settings)
+
+
+def test_long_augmenting_turns_into_push_relabel() -> None:
+    """Parallel chains of random capacities, cross-linked (Washington's random level graphs): blocking flows crawl."""
+    rng, width, levels = np.random.default_rng(0), 8, 128
+    n = width * levels + 2
+    r, c = np.divmod(np.arange(width * (levels - 1)), width)
+    x, y = np.repeat(r * width + c, 3), np.repeat((r + 1) * width, 3) + rng.integers(0, width, 3 * len(r))
+    s, t = np.full(width, n - 2), np.full(width, n - 1)
+    first, last = np.arange(width), width * (levels - 1) + np.arange(width)
+    i, j = np.concatenate([x, s, last]), np.concatenate([y, first, t])
+    upper = sp.coo_array((np.concatenate([rng.integers(1, 10_000, len(x)), np.full(2 * width, 10**6)]), (i, j)), (n, n))
+    a = sp.csr_array(upper + upper.T)
+    rows = tuple(torch.from_numpy(v.astype(np.int64)) for v in (a.indptr, a.indices, a.data))
+    found = {}
+    for method in ("auto", "augment", "push_relabel"):
+        side = torch.zeros(n, dtype=torch.bool)
+        found[method] = native.max_flow(
+            n, [], tuple(capsule(v) for v in rows), n - 2, n - 1, capsule(side), {"flow": method}
+        )
+    assert found["auto"]["flow"] == "push_relabel"
+    assert found["auto"]["work"] < found["augment"]["work"] / 2
+    expected = maximum_flow(a.astype(np.int32), n - 2, n - 1).flow_value
+    assert {r["value"] for r in found.values()} == {expected}
 
 
 @pytest.mark.parametrize("representation", ["block", "csr"])

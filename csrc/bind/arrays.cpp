@@ -145,10 +145,10 @@ GraphView graph(int64_t n, const py::list& blocks, const py::object& csr) {
             throw py::type_error(name + " must be a tuple (capsule, row_offset, col_offset, symmetric)");
         py::tuple parts = item.cast<py::tuple>();
         Array a = view(parts[0], name, 2, {Kind::f32, Kind::f64, Kind::i64});
-        if (a.shape[1] > 1 && a.strides[1] != 1)
+        if (a.size() > 0 && a.shape[1] > 1 && a.strides[1] != 1)
             throw py::value_error(name + " must have contiguous rows, got column stride " +
                                   std::to_string(a.strides[1]));
-        if (a.shape[0] > 1 && a.strides[0] < a.shape[1])
+        if (a.size() > 0 && a.shape[0] > 1 && a.strides[0] < a.shape[1])
             throw py::value_error(name + " must not have overlapping rows (row stride " + std::to_string(a.strides[0]) +
                                   ", " + std::to_string(a.shape[1]) + " columns)");
         BlockView b;

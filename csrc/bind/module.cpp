@@ -105,7 +105,7 @@ py::dict max_flow(int64_t n, const py::list& blocks, const py::object& csr, int6
     py::object lower = g.integral ? py::object(py::int_(r.lower_int)) : py::object(py::float_(r.lower));
     return py::dict("value"_a = value, "lower"_a = lower, "exact"_a = r.exact, "pulses"_a = r.phases, "work"_a = r.work,
                     "representation"_a = r.representation,
-                    "flow"_a = set.kind == FlowKind::push_relabel ? "push_relabel" : "augment",
+                    "flow"_a = set.kind == FlowKind::push_relabel || r.fallbacks ? "push_relabel" : "augment",
                     "seconds"_a = since(start));
 }
 
@@ -131,7 +131,7 @@ py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, con
     return py::dict("flows"_a = r.flows, "certified"_a = r.certified, "passes"_a = r.passes, "seconds"_a = since(start),
                     "seconds_certificates"_a = r.seconds_certificates, "root"_a = r.root, "exact"_a = r.exact,
                     "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = proof,
-                    "components"_a = r.components, "representation"_a = r.representation);
+                    "components"_a = r.components, "representation"_a = r.representation, "fallbacks"_a = r.fallbacks);
 }
 
 void cut_values(int64_t n, const py::list& blocks, const py::object& csr, const py::object& labels,

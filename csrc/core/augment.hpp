@@ -2,7 +2,8 @@
 //
 // In a cut tree most flows end at their bound (the strength of the source) two or three arcs away from it, so nothing
 // here is proportional to n: levels carry the number of the phase, residuals are undone from a journal. Cost of one
-// flow: O(phases * arcs reached + paths * length), at worst O(n^2 m).
+// flow: O(phases * arcs reached + paths * length), at worst O(n^2 m): far from its bound, or over many phases, it gives
+// up after `budget` arcs, and PushRelabel starts afresh.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -14,7 +15,8 @@ namespace modcut {
 
 struct Flow {
     int64_t value = 0;
-    bool stopped = false;  // at the bound: side() is not filled
+    bool stopped = false;    // at the bound: side() is not filled
+    bool abandoned = false;  // the budget is spent: neither maximum nor at the bound
 };
 
 template <class Arcs>
@@ -25,14 +27,17 @@ public:
 
     // Flow from s to {y : sink(y)}; ends when it reaches `bound`. Otherwise it is maximum and side() holds the vertices
     // that s still reaches: the smallest source side of a minimum cut. The network is left as the flow leaves it: call
-    // rest().
+    // rest(). `budget` bounds the arcs looked at, up to one labelling.
     template <class Sink>
-    Flow run(int64_t s, Sink&& sink, int64_t bound) {
+    Flow run(int64_t s, Sink&& sink, int64_t bound, int64_t budget = std::numeric_limits<int64_t>::max()) {
         Flow flow;
+        const int64_t start = work;
         while (flow.value < bound) {
             if (!label(s, sink)) return flow;
             ++phases;
-            block(s, sink, bound, flow);
+            block(s, sink, bound, flow, start, budget);
+            flow.abandoned = flow.value < bound && work - start > budget;
+            if (flow.abandoned) return flow;
         }
         flow.stopped = true;
         return flow;
@@ -76,11 +81,14 @@ private:
     }
 
     template <class Sink>
-    void block(int64_t s, Sink&& sink, int64_t bound, Flow& flow) {
+    void block(int64_t s, Sink&& sink, int64_t bound, Flow& flow, int64_t start, int64_t budget) {
         path_.clear();
         int64_t x = s;
         for (int64_t steps = 0;; ++steps) {
-            if ((steps & 1023) == 0) poll_.check();
+            if ((steps & 1023) == 0) {
+                poll_.check();
+                if (work - start > budget) return;
+            }
             const int32_t next_level = level_[x] + 1;
             const bool last = next_level == sink_level_;
             Arc arc;

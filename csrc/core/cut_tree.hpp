@@ -21,7 +21,7 @@ struct TreeOut {
 };
 
 struct TreeReport {
-    int64_t flows = 0, certified = 0, nontrivial = 0, root = -1, components = 0;
+    int64_t flows = 0, certified = 0, nontrivial = 0, root = -1, components = 0, fallbacks = 0;
     double passes = 0, gap = 0;
     bool exact = true;
     Gap nu;
@@ -132,13 +132,14 @@ void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t
         in[s] = 0;
     }
     report.flows = solver.flows;
+    report.fallbacks = solver.fallbacks;
     report.passes += double(solver.work()) / double(std::max<int64_t>(1, solver.arcs.size()));
     report.representation = Arcs::kName;
 }
 
 struct TreeSettings {
     CertificateSettings certificates;
-    FlowKind kind = FlowKind::augment;
+    FlowKind kind = FlowKind::automatic;
     int representation = 0;  // 0 auto, 1 block, 2 csr
 };
 

@@ -58,7 +58,11 @@ struct Cut {
     int64_t lower_int = 0;
 };
 
+// automatic: augment, which is all that most flows of a cut tree need, and push-relabel where that turns out long.
 enum class FlowKind : uint8_t { automatic, augment, push_relabel };
+#if !defined(MODCUT_AUGMENT_PASSES)
+#define MODCUT_AUGMENT_PASSES 8  // over all arcs, before push-relabel takes over; csrc/tests also runs with 0
+#endif
 
 // Flows on one network at a given rounding.
 template <class Arcs>
@@ -90,27 +94,29 @@ public:
     Cut cut(int64_t s, int64_t t, Sink&& sink, int64_t bound) {
         Cut out;
         ++flows;
-        bool stopped;
-        int64_t value;
-        const std::vector<int32_t>* side;
-        if (kind_ != FlowKind::push_relabel) {
-            Flow flow = augment_.run(s, sink, bound);
-            value = flow.value, stopped = flow.stopped, side = &augment_.side();
-        } else {
-            Flow flow = preflow_.run(s, sink, bound);
-            value = flow.value, stopped = flow.stopped, side = &preflow_.side();
+        Flow flow;
+        bool augmented = kind_ != FlowKind::push_relabel;
+        if (augmented) {
+            flow = kind_ == FlowKind::augment ? augment_.run(s, sink, bound)
+                                              : augment_.run(s, sink, bound, MODCUT_AUGMENT_PASSES * arcs.size());
+            if (flow.abandoned) {
+                augment_.rest();
+                augmented = false;
+                ++fallbacks;
+            }
         }
-        out.lower_int = value;
-        out.lower = rounding_.integral ? double(value) : to_float(value, rounding_.exponent);
-        out.shape = stopped ? Shape::source : Shape::listed;
-        if (!stopped) {
-            out.side = *side;
+        if (!augmented) flow = preflow_.run(s, sink, bound);
+        out.lower_int = flow.value;
+        out.lower = rounding_.integral ? double(flow.value) : to_float(flow.value, rounding_.exponent);
+        out.shape = flow.stopped ? Shape::source : Shape::listed;
+        if (!flow.stopped) {
+            out.side = augmented ? augment_.side() : preflow_.side();
             out.upper = resum(g_, out.side, mark_, poll_);
             settle_ties(s, t, out);
         } else {
             out.upper = of_vertex(s);
         }
-        if (kind_ != FlowKind::push_relabel)
+        if (augmented)
             augment_.rest();
         else
             preflow_.rest();
@@ -146,7 +152,7 @@ public:
     int64_t phases() const { return augment_.phases + preflow_.phases; }
     std::vector<uint8_t>& mark() { return mark_; }
 
-    int64_t flows = 0, refined = 0, fills = 0;
+    int64_t flows = 0, refined = 0, fills = 0, fallbacks = 0;
 
 private:
     CutValue of_vertex(int64_t x) const { return {deg_.d[x], g_.integral ? deg_.di[x] : 0}; }
@@ -196,7 +202,7 @@ struct FlowReport {
     double lower = 0;
     int64_t lower_int = 0;
     bool exact = false;
-    int64_t phases = 0, work = 0;
+    int64_t phases = 0, work = 0, fallbacks = 0;
     const char* representation = "";
 };
 
@@ -221,7 +227,8 @@ FlowReport st_cut(const GraphView& g, const Degrees& deg, int64_t s, int64_t t, 
         for (int32_t x : cut.side) side[x] = 1;
     if (swapped)
         for (int64_t x = 0; x < g.n; ++x) side[x] = !side[x];
-    return {cut.upper, cut.lower, cut.lower_int, solver.proven(cut), solver.phases(), solver.work(), Arcs::kName};
+    return {cut.upper,       cut.lower,     cut.lower_int,    solver.proven(cut),
+            solver.phases(), solver.work(), solver.fallbacks, Arcs::kName};
 }
 
 }  // namespace modcut

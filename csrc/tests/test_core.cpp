@@ -188,7 +188,7 @@ std::vector<cpu::Settings> all_settings() {
     std::vector<cpu::Settings> out;
     for (bool certificates : {true, false})
         for (int representation : {0, 1, 2})
-            for (FlowKind kind : {FlowKind::augment, FlowKind::push_relabel}) {
+            for (FlowKind kind : {FlowKind::automatic, FlowKind::augment, FlowKind::push_relabel}) {
                 cpu::Settings s;
                 s.certificates = certificates, s.representation = representation, s.kind = kind;
                 out.push_back(s);

@@ -51,7 +51,7 @@ class FlowResult(TypedDict):
     pulses: int  # blocking phases (augment) or global relabellings (push_relabel)
     work: int  # arcs looked at
     representation: str  # "block" | "csr"
-    flow: str  # "augment" | "push_relabel"
+    flow: str  # "augment" | "push_relabel": what found the answer ("auto" turns to push_relabel where augmenting is long)
     seconds: float
 
 class TreeResult(TypedDict):
@@ -68,6 +68,7 @@ class TreeResult(TypedDict):
     nu_proof: str  # "none" | "frobenius" | "cholesky": how it was proven (of the largest component)
     components: int
     representation: str  # "none" (no flow was needed) | "block" | "csr"
+    fallbacks: int  # flows that "auto" handed from augment to push_relabel
 
 def info() -> Info: ...
 def devices() -> Devices: ...
