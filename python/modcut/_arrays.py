@@ -26,6 +26,8 @@ def as_matrix(w: Any) -> Tensor | sp.csr_array:
         return host(w, "weights")
     if sp.issparse(w):
         return canonical(w)
+    if isinstance(w, np.ma.MaskedArray) and np.ma.is_masked(w):
+        raise TypeError("weights must not be masked: fill the masked entries first, with .filled(0) for no edge")
     if isinstance(w, np.ndarray | np.generic | list | tuple) or (
         hasattr(w, "__array__") and not hasattr(w, "__dlpack__")  # pandas and the like
     ):

@@ -21,8 +21,8 @@ from modcut._arrays import as_matrix, canonical, capsule, from_numpy, host
 # w[i, j] and w[j, i] may differ by this much, relative to the larger, before a matrix counts as asymmetric: what
 # rounding leaves in a product such as A @ A.T. Within it the two are averaged; integers must be equal.
 ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-5, torch.int64: 0.0}
-# Excess at a vertex is a sum of capacities; below this total it cannot wrap around in int64.
-INTEGER_TOTAL = 2**62
+# The engine's own limit, for edges counted from both ends: residuals (twice a capacity) and excesses stay in int64.
+INTEGER_TOTAL = 2**60
 ENTRIES = 2**22  # entries of a block worked on at once: their float64 copy is 32 MiB
 _TILE = 512  # two 512 x 512 float64 tiles (4 MiB) stay in cache while a matrix is compared with its transpose
 
@@ -296,16 +296,22 @@ def _check_sparse_symmetric(a: sp.csr_array) -> sp.csr_array:
 def _check_total(p: Problem) -> None:
     """Refuse graphs whose strengths add up to more than their number type holds."""
     # A float32 sum would need 10^269 entries to overflow float64.
-    total = sum(float(b.values.sum(dtype=torch.float64)) for b in p.blocks if b.values.dtype != torch.float32)
+    total = sum(
+        (1 if b.symmetric else 2) * float(b.values.sum(dtype=torch.float64))
+        for b in p.blocks
+        if b.values.dtype != torch.float32
+    )
     with np.errstate(over="ignore"):
         total += float(p.csr.sum(dtype=np.float64)) if p.csr is not None else 0.0
     if p.integer and total >= INTEGER_TOTAL:
         raise ValueError(
-            f"integer capacities must add up to less than 2^62 to stay exact, got {total:.4g}; pass floats instead"
+            "integer capacities must add up to less than 2^60, each edge counted from both ends, to stay exact, "
+            f"got {total:.4g}; pass floats instead"
         )
-    if not np.isfinite(2 * total):
+    if not np.isfinite(total):
         raise ValueError(
-            "capacities must add up to less than 9e307 (float64 overflows beyond); divide all by a constant"
+            "capacities must add up to less than 1.7e308, each edge counted from both ends (float64 overflows beyond); "
+            "divide all by a constant"
         )
 
 

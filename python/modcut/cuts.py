@@ -50,8 +50,8 @@ def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: boo
         threads: worker threads; the result does not depend on it.
 
     Returns:
-        ``.value`` (the cut's capacity), ``.lower`` (the flow found), ``.side`` (bool [n], True on the side of s),
-        ``.exact``. O(n^2 sqrt(edges)) at worst, a few passes over the edges on dense networks.
+        ``.value`` (the cut's capacity), ``.lower`` (proven by the flow; equal to ``.value`` where ``.exact``, the gap
+        that the tolerance allows being in ``.stats["gap"]``), ``.side`` (bool [n], True on the side of s), ``.exact``. O(n^2 sqrt(edges)) at worst, a few passes over the edges on dense networks.
 
     Raises:
         TypeError, ValueError: see :func:`modcut._problem.problem`; s == t; no such vertex.
@@ -197,14 +197,17 @@ def _solve(p: Problem, s: Any, t: Any, threads: int) -> Cut:
     settings = {"threads": _threads(threads)}
     r = native().max_flow(p.n, p.native_blocks(), p.native_csr(), s, t, capsule(side), settings)
     known = ("value", "lower", "exact")
+    value, lower = r["value"], min(r["lower"], r["value"])
+    gap = float((value - lower) / value) if value > 0 else 0.0
     return Cut(
-        value=p.number(r["value"]),
+        value=p.number(value),
         side=side,
-        lower=p.number(min(r["lower"], r["value"])),
+        # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats["gap"].
+        lower=p.number(value if r["exact"] else lower),
         exact=bool(r["exact"]),
         s=s,
         t=t,
-        stats={key: value for key, value in r.items() if key not in known},
+        stats={key: value for key, value in r.items() if key not in known} | {"gap": gap},
     )
 
 
