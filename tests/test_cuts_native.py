@@ -152,7 +152,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_long_augmenting_turns_into_push_relabel() -> None:
     """Parallel chains of random capacities, cross-linked (Washington's random level graphs): blocking flows crawl."""
-    rng, width, levels = np.random.default_rng(0), 8, 128
+    rng, width, levels = np.random.default_rng(0), 16, 300
     n = width * levels + 2
     r, c = np.divmod(np.arange(width * (levels - 1)), width)
     x, y = np.repeat(r * width + c, 3), np.repeat((r + 1) * width, 3) + rng.integers(0, width, 3 * len(r))

@@ -51,7 +51,8 @@ def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: boo
 
     Returns:
         ``.value`` (the cut's capacity), ``.lower`` (proven by the flow; equal to ``.value`` where ``.exact``, the gap
-        that the tolerance allows being in ``.stats["gap"]``), ``.side`` (bool [n], True on the side of s), ``.exact``. O(n^2 sqrt(edges)) at worst, a few passes over the edges on dense networks.
+        that the tolerance allows being in ``.stats["gap"]``), ``.side`` (bool [n], True on the side of s), ``.exact``.
+        O(n^2 sqrt(edges)) at worst, a few passes over the edges on dense networks.
 
     Raises:
         TypeError, ValueError: see :func:`modcut._problem.problem`; s == t; no such vertex.
