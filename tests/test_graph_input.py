@@ -187,3 +187,39 @@ def test_any_positions_of_one_neuron_are_cut_into_regular_pieces(rows):
     pieces = regular_pieces(index)
     assert torch.equal(torch.cat(pieces, 1), index)
     assert all(pattern(p) is not None for p in pieces)
+
+
+def test_matrices_of_every_layout_make_graphs():
+    w = np.array([[0.0, 2, 1], [2, 0, 3], [1, 3, 0]])
+    read_only = w.copy()
+    read_only.flags.writeable = False
+    for given_ in (read_only, w[::-1, ::-1], np.asfortranarray(w), w.astype(np.float32), w.astype(np.uint16)):
+        assert modcut.WeightGraph.from_matrix(given_).degree().tolist() in ([3.0, 5.0, 4.0], [4.0, 5.0, 3.0])
+    with pytest.raises(TypeError, match="bool"):
+        modcut.WeightGraph.from_matrix(w > 1)
+
+
+def test_a_matrix_that_is_symmetric_up_to_rounding_is_one_space():
+    w = np.array([[0.0, 0.1 + 0.2, 1], [0.3, 0, 3], [1, 3, 0]])
+    assert w[0, 1] != w[1, 0]
+    graph = modcut.WeightGraph.from_matrix(w)
+    assert graph.n == 3 and modcut.global_min_cut(graph).value == pytest.approx(1.3)
+
+
+def test_a_sparse_matrix_too_large_to_become_dense_is_refused():
+    w = sp.csr_array((200_000, 200_000), dtype=np.float64)
+    for given_ in (w, torch.sparse_coo_tensor(size=(200_000, 200_000), check_invariants=True)):
+        with pytest.raises(ValueError, match=r"becomes dense.*gomory_hu_tree"):
+            modcut.WeightGraph.from_matrix(given_)
+
+
+def test_a_map_of_irregular_order_is_listed(monkeypatch):
+    def irregular(index):
+        raise ValueError("neurons of one space lie in an irregular order on an axis")
+
+    monkeypatch.setattr("modcut.graph.assemble.regular_pieces", irregular)
+    graph = modcut.weight_graph(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    assert not graph.blocks
+    assert [reason for _, reason in graph.not_covered] == [
+        "neurons of one space lie in an irregular order on an axis"
+    ] * 2

@@ -285,8 +285,13 @@ def _blocks(matrices: tuple[Matrix, ...], spaces: tuple[Space, ...], uncovered: 
                 if row_index is None or col_index is None:
                     uncovered[f"{m.name} ({r.name} x {c.name})"] = "its neurons have different numbers of positions"
                     continue
-                for i in regular_pieces(row_index):
-                    for j in regular_pieces(col_index):
+                try:
+                    row_pieces, col_pieces = regular_pieces(row_index), regular_pieces(col_index)
+                except ValueError as error:  # no strided view exists
+                    uncovered[f"{m.name} ({r.name} x {c.name})"] = str(error)
+                    continue
+                for i in row_pieces:
+                    for j in col_pieces:
                         out.append(Block(r, c, block_view(m.weight, i, j), m.name, i, j, magnitude))
     return tuple(out)
 

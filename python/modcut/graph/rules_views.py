@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modcut.graph.tracer import ALWAYS, Call, Traced, Tracer, compact, rule, tensors_in, varying
+from modcut.graph.tracer import ALWAYS, Call, Traced, Tracer, compact, on_host, rule, tensors_in, varying
 
 VIEWS = (
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "numpy_T", "slice", "select", "split",
@@ -177,17 +177,18 @@ def pick(tr: Tracer, call: Call) -> None:
         lookup(tr, call, x, call.out)
         return
     shadows = []
+    args, kwargs = on_host(call.args[1:]), on_host(call.kwargs)
     for s in x.shadows:
         if by_data and varying(s) & dims:
             tr.ledger.fix(s, "picked by computed indices at {where}")
         elif not x.tainted and varying(s) <= dims and call.name != "gather":
             continue  # a table read at given positions: the positions are no neurons
-        shadows.append(call.func(s.expand(x.value.shape), *call.args[1:], **call.kwargs))
+        shadows.append(call.func(s.expand(x.value.shape), *args, **kwargs))
     for t in indices:
         for s in t.shadows:
             tr.ledger.fix(s, "used as an index at {where}")
     t = tr.put(call, call.out, shadows)
-    t.tag = None if x.tag is None else call.func(x.tag.expand(x.value.shape), *call.args[1:], **call.kwargs)
+    t.tag = None if x.tag is None else call.func(x.tag.expand(x.value.shape), *args, **kwargs)
 
 
 @rule("slice_scatter", "select_scatter", "index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter")
@@ -204,8 +205,8 @@ def put_in(tr: Tracer, call: Call) -> None:
         b = base.shadows[i] if i < len(base.shadows) else torch.zeros([1] * base.value.ndim, dtype=torch.int64)
         s = source.shadows[i] if i < len(source.shadows) else torch.zeros([1] * source.value.ndim, dtype=torch.int64)
         full = s.expand(source.value.shape)
-        args = [full if a is source.value else a for a in call.args[1:]]
-        kwargs = {k: full if v is source.value else v for k, v in call.kwargs.items() if k != "accumulate"}
+        args = [full if a is source.value else on_host(a) for a in call.args[1:]]
+        kwargs = {k: full if v is source.value else on_host(v) for k, v in call.kwargs.items() if k != "accumulate"}
         shadows.append(
             functional(b.expand(base.value.shape).clone(), *args[: 3 if "put" in call.name else None], **kwargs)
         )

@@ -99,6 +99,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
                 yield from tensors_in(v)
 
 
+def on_host(value: Any) -> Any:
+    """Return arguments with their tensors on the host, where shadows live whatever the model's device is."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {k: on_host(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(on_host(v) for v in value)
+    return value
+
+
 def compact(shadow: Tensor) -> Tensor:
     """Cut a shadow to size 1 along every dimension in which it is constant."""
     for d in range(shadow.ndim):
@@ -181,7 +192,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for i in range(max(len(t.shadows), len(p.shadows))):
             base = p.shadows[i] if i < len(p.shadows) else torch.zeros([1] * parent.ndim, dtype=torch.int64)
             base = base.expand(parent.shape).clone()
-            view = call.func(base, *call.args[1:], **call.kwargs)
+            view = call.func(base, *on_host(call.args[1:]), **on_host(call.kwargs))
             views = list(view) if isinstance(view, (tuple, list)) else [view]
             outs = list(call.out) if isinstance(call.out, (tuple, list)) else [call.out]
             index = next(j for j, o in enumerate(outs) if o is t.value or _memory(o) == _memory(t.value))
