@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +155,57 @@ def test_cut_refuses_impossible_numbers(toy: Path, capsys: pytest.CaptureFixture
         code, _, err = run(["cut", "toy_model_for_cli:build", option], capsys)
         assert code == 2
         assert sentence in err
+
+
+def test_report_writes_the_page_again_from_the_saved_results(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (toy / "texts.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    arguments = ["cut", "toy_model_for_cli:build", "--k", "2", "--data", "texts.txt", "--windows", "8"]
+    assert run([*arguments, "--length", "16", "--out", "cut"], capsys)[0] == 0
+    page = (toy / "cut" / "report.html").read_text()
+    assert "20 random partitions" in page  # every metric under the title stands beside its control
+    (toy / "cut" / "report.html").unlink()
+    assert run(["report", "cut"], capsys)[0] == 0
+    again = (toy / "cut" / "report.html").read_text()
+    assert re.sub("<dt>page date</dt><dd>.*?</dd>", "", again) == re.sub("<dt>page date</dt><dd>.*?</dd>", "", page)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("", "is not JSON"), ("[]", "got kind None"), ('{"kind": "cut"}', "lacks")]
+)
+def test_report_refuses_other_files(content: str, words: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "results.json").write_text(content)
+    code, _, err = run(["report", str(tmp_path)], capsys)
+    assert code == 2
+    assert words in " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"\xff\xfe\x00caf\xe9" * 500, "text in UTF-8"), (b"short", "has 5"), (None, "is a folder")]
+)
+def test_cut_refuses_data_that_is_no_text(toy: Path, content: bytes | None, words: str, capsys: Any) -> None:
+    path = toy / "data"
+    path.mkdir() if content is None else path.write_bytes(content)
+    code, _, err = run(["cut", "toy_model_for_cli:build", "--data", "data"], capsys)
+    assert code == 2
+    assert words in err
+
+
+def test_cut_says_in_a_sentence_that_the_output_is_no_folder(toy: Path, capsys: Any) -> None:
+    (toy / "texts.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    code, _, err = run(["cut", "toy_model_for_cli:build", "--data", "texts.txt", "--out", "texts.txt"], capsys)
+    assert code == 2
+    assert err.startswith("modcut: ")
+    assert "texts.txt" in err
+
+
+def test_cut_says_when_text_is_read_as_bytes(toy: Path, capsys: Any) -> None:
+    (toy / "bytes_model_for_cli.py").write_text(
+        "from modcut.organisms import GPT, GPTConfig\n"
+        "def build():\n    return GPT(GPTConfig(vocab=256, width=16, layers=1, heads=2, mlp=32, context=32))\n"
+    )
+    (toy / "texts.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    arguments = ["cut", "bytes_model_for_cli:build", "--k", "2", "--data", "texts.txt", "--windows", "8"]
+    code, out, _ = run([*arguments, "--length", "16", "--out", "cut"], capsys)
+    assert code == 0
+    assert "came without a tokenizer" in out
+    assert "came without a tokenizer" in json.loads((toy / "cut" / "results.json").read_text())["text"]

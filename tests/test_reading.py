@@ -247,3 +247,15 @@ def test_auroc_is_the_chance_that_a_positive_outranks_a_negative(items: list[tup
 @pytest.mark.parametrize(("text", "shown"), [("a\n", "“a\\n”"), ("é", "“é”"), ("\x00", "“\\x00”"), ("", "“”")])
 def test_tokens_are_shown_with_their_unprintable_characters(text: str, shown: str) -> None:
     assert quoted(text) == shown
+
+
+def test_few_controls_are_said_to_be_no_evidence() -> None:
+    from modcut.reading.sentences import _effect
+
+    def told(controls: list[float]) -> str:
+        piece = {"slice": "", "rise": 1.0, "controls": controls}
+        return _effect({"slices": [piece], "ablation": "mean", "objective": "the loss", "loses": []})
+
+    assert "67 % would lie outside such a range: no evidence by itself" in told([0.1, 0.2])
+    assert "no evidence" not in told([0.0, 2.0])  # inside
+    assert "no evidence" not in told([i / 100 for i in range(40)])

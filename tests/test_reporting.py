@@ -356,3 +356,17 @@ def test_the_partition_view_adds_up(parts: dict[str, Any]) -> None:
     strength = torch.tensor(view["strength"], dtype=torch.float64)
     assert torch.allclose(strength + strength.T, P.table)
     assert [sum(c) for c in zip(*(f["counts"] for f in view["families"]), strict=True)] == view["sizes"]
+
+
+def test_metrics_stand_beside_their_control_or_say_that_there_is_none() -> None:
+    P = partition_of(TwoSkills())
+    bare = render(partition=P)
+    assert "no control measured" in bare
+    page = checked(
+        render(partition=P, significance=P.significance(shuffles=3), about={"modules": "Of <b>that</b> model."})
+    )
+    assert "no control measured" not in page.text
+    assert "3 random partitions" in page.text
+    assert "Of <b>that</b> model." in page.text  # escaped
+    with pytest.raises(ValueError, match="about must name sections"):
+        render(partition=P, about={"nowhere": ""})

@@ -55,7 +55,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A tiny run that shows the path and no result.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints of an earlier run.")] = False,
 ) -> None:
-    """Train a small GPT twice on real text, cut both, read and audit the modules, write the report."""
+    """Train a small GPT on real text without and with the loss, cut, read and audit the modules, write the report."""
     from modcut.demo.run import run
 
     run(out, seed=seed, quick=quick, fresh=fresh)
@@ -86,15 +86,33 @@ def cut(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder that `modcut demo` or `modcut cut` wrote.")],
+    results: Annotated[Path, typer.Argument(help="Folder of `modcut demo` or `modcut cut`, or its results.json.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write (default: report.html beside it).")] = None,
 ) -> None:
-    """Print the table and the findings of an earlier run, from its results.json."""
+    """Print an earlier run and write its HTML page again, from its results.json alone."""
     path = results / "results.json" if results.is_dir() else results
     if not path.is_file():
         raise typer.BadParameter(f"{path} does not exist; run `modcut demo` or `modcut cut` first")
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}") from error
+    kind = read.get("kind") if isinstance(read, dict) else None
+    if kind == "demo":
+        from modcut.demo.run import write_report
+    elif kind == "cut":
+        from modcut.pipeline import write_report
+    else:
+        raise typer.BadParameter(f"{path} must be the results.json of `modcut demo` or `modcut cut`, got kind {kind!r}")
     from modcut.demo.table import show
 
-    show(json.loads(path.read_text(encoding="utf-8")))
+    show(read)
+    page = out or path.parent / "report.html"
+    try:
+        write_report(read, page)
+    except KeyError as error:
+        raise typer.BadParameter(f"{path} lacks {error}: it was written by another version; run it again") from error
+    typer.echo(f"wrote {page}")
 
 
 @app.command()
@@ -126,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code: Any = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):  # some releases of typer raise, others return the status
         code = _INTERRUPTED
-    except (ValueError, TypeError, FileNotFoundError, MissingDependencyError) as error:
+    except (ValueError, TypeError, OSError, MissingDependencyError) as error:
         typer.echo(f"modcut: {error}", err=True)
         sys.exit(2)
     except Exception as error:

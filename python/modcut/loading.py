@@ -53,6 +53,8 @@ def load_model(spec: str, *, config: Path | None = None, trust_remote_code: bool
         TypeError: the user's function returned no module.
         MissingDependencyError: an optional package is needed.
     """
+    if config is not None and not (Path(spec).is_file() and Path(spec).suffix == ".safetensors"):
+        raise ValueError(f"config is for a .safetensors file only, got it with {spec!r}")
     if spec.lower() in _NAMED:
         loaded = _smollm2()
     elif Path(spec).is_dir():

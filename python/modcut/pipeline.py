@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from modcut import provenance
+from modcut._files import plain, write_json
 from modcut.loading import Loaded
+
+AS_BYTES = "; as bytes, because the model came without a tokenizer: if it was trained on other tokens, this is noise"
 
 
 def cut_model(
@@ -51,12 +53,13 @@ def cut_model(
         What ``results.json`` holds.
 
     Raises:
-        ValueError: an argument is out of range, or the text is shorter than the windows.
+        ValueError: an argument is out of range, or the text is not UTF-8 or shorter than the windows.
         FileNotFoundError: ``data`` does not exist.
     """
     import modcut
     from modcut.graph.edges import with_edge
     from modcut.graph.statistics import collect
+    from modcut.reporting import partition_view
 
     if windows < 4:
         raise ValueError(f"windows must be at least 4 (half are kept for scores), got {windows}")
@@ -65,12 +68,20 @@ def cut_model(
     if edge not in ("contribution", "abs", "square"):
         raise ValueError(f"edge must be 'contribution', 'abs' or 'square', got {edge!r}")
     model, tokenizer = loaded.model, loaded.tokenizer
-    slices, origin = read_text(tokenizer, data, windows=windows, length=length, seed=seed, vocab=_vocab(model))
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(longest, int) and length > longest:
+        raise ValueError(f"length must be at most the model's {longest} positions, got {length}")
+    tokenizer, as_bytes = _reader(tokenizer, _vocab(model))
+    slices, origin = read_text(tokenizer, data, windows=windows, length=length, seed=seed)
+    windows = sum(len(b["input_ids"]) for part in slices.values() for b in part)
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{loaded.facts.get('class')} from {loaded.facts.get('source')}: {parameters:,} parameters")
     print(f"text: {origin}; {windows} windows of {length} tokens")
+    if as_bytes:
+        origin += AS_BYTES
+        print(AS_BYTES[2:])
     examples = {"input_ids": next(iter(slices.values()))[0]["input_ids"][:1]}
     example: Any = examples if _named(model) else examples["input_ids"]
     batches = slices if _named(model) else {s: [b["input_ids"] for b in part] for s, part in slices.items()}
@@ -102,7 +113,7 @@ def cut_model(
         "model": loaded.facts | {"digest": provenance.digest(model), "parameters": parameters},
         "text": origin,
         "graph": {"n": graph.n, "spaces": len(graph.spaces), "not_covered": [list(x) for x in graph.not_covered]},
-        "partition": P.summary(),
+        "partition": partition_view(P),
         "significance": {name: asdict(s) for name, s in significance.items()},
         "tree": tree.to_dict(),
         "cards": cards.to_dict(),
@@ -110,26 +121,65 @@ def cut_model(
         "stages": clock.rows,
         "stamp": provenance.stamp(seed=seed, command=provenance.command()),
     }
+    results = plain(results)
     with clock("report"):
-        modcut.report(
-            out / "report.html",
-            partition=P,
-            cards=cards,
-            tree=tree,
-            title=f"modcut: {loaded.facts.get('name', loaded.facts.get('class'))} cut into {k} modules",
-            meta=results["model"] | results["stamp"],
-        )
-    (out / "results.json").write_text(json.dumps(results, indent=1, default=_plain), encoding="utf-8")
+        write_report(results, out / "report.html")
+    write_json(out / "results.json", results)
     _print(P, tree, cards, significance, clock, out)
     return results
 
 
+def write_report(results: dict[str, Any], path: Path) -> None:
+    """Write the page of a cut from its ``results.json``."""
+    import modcut
+
+    model, k = results["model"], results["partition"]["k"]
+    modcut.report(
+        path,
+        **{name: results[name] for name in ("partition", "significance", "tree", "cards")},
+        title=f"modcut: {model.get('name', model.get('class'))} cut into {k} modules",
+        meta={
+            **{name: results[name] for name in ("text", "not_in_the_graph")},
+            **model,
+            **results["stamp"],
+        },
+    )
+
+
+class _Bytes:
+    """Text as its UTF-8 bytes, for models that came without a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i) if i < 128 else f"#{i}" for i in ids)
+
+
+def _reader(tokenizer: Any | None, vocab: int | None) -> tuple[Any, bool]:
+    """Return what encodes and decodes text for the model, and whether it is bytes for want of a tokenizer."""
+    from modcut.organisms import text
+
+    if tokenizer is not None:
+        return tokenizer, False
+    if vocab == len(text.ALPHABET):
+        return text.CharTokenizer(), False
+    if vocab is None or vocab >= 256:
+        return _Bytes(), True
+    raise ValueError(
+        f"the model reads {vocab} tokens and came without a tokenizer: let package.module:function return "
+        "(model, tokenizer)"
+    )
+
+
 def read_text(
-    tokenizer: Any | None, path: Path | None, *, windows: int, length: int, seed: int, vocab: int | None
+    tokenizer: Any, path: Path | None, *, windows: int, length: int, seed: int
 ) -> tuple[dict[str, list[dict[str, Tensor]]], str]:
     """Return windows of text per source, ``{source: [{"input_ids": int64 [4, length]}]}``, and where it came from.
 
-    Without a tokenizer the model must read the 96 characters of :data:`modcut.organisms.text.ALPHABET`, or bytes.
+    Raises:
+        ValueError: the text is not UTF-8, or shorter than a window.
+        FileNotFoundError: ``path`` is no file.
     """
     from modcut.organisms import text
 
@@ -137,20 +187,12 @@ def read_text(
         sources = [text.english(400_000), text.python_source(400_000)]
     else:
         if not path.is_file():
-            raise FileNotFoundError(f"data must be a text file, {path} does not exist")
-        sources = [text.Source(path.name, str(path), path.read_text(encoding="utf-8", errors="replace"))]
-    encode: Any
-    if tokenizer is not None:
-        encode = tokenizer.encode
-    elif vocab == len(text.ALPHABET):
-        encode = text.CharTokenizer().encode
-    elif vocab is None or vocab >= 256:
-        encode = lambda s: list(s.encode("utf-8"))  # noqa: E731
-    else:
-        raise ValueError(
-            f"the model reads {vocab} tokens and came without a tokenizer: let package.module:function return "
-            "(model, tokenizer)"
-        )
+            raise FileNotFoundError(f"data must be a text file, {path} is {'a folder' if path.is_dir() else 'missing'}")
+        try:
+            sources = [text.Source(path.name, str(path), path.read_text(encoding="utf-8-sig"))]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"data must be text in UTF-8, {path} is not: {error.reason} at {error.start}") from error
+    encode = tokenizer.encode
     generator = torch.Generator().manual_seed(seed)
     out: dict[str, list[dict[str, Tensor]]] = {}
     each = max(2, windows // len(sources))
@@ -159,7 +201,10 @@ def read_text(
         need = 8 * length
         rows: list[Tensor] = []
         if len(source.text) < need:
-            raise ValueError(f"data must hold at least {need} characters for windows of {length} tokens, got fewer")
+            raise ValueError(
+                f"data must hold at least {need} characters for windows of {length} tokens, "
+                f"{source.origin} has {len(source.text)}"
+            )
         while len(rows) < each:
             start = int(torch.randint(len(source.text) - need + 1, (1,), generator=generator))
             ids = list(encode(source.text[start : start + need]))[:length]
@@ -168,7 +213,7 @@ def read_text(
             rows.append(torch.tensor(ids))
         tokens = torch.stack(rows)
         out[source.name] = [{"input_ids": tokens[i : i + 4]} for i in range(0, len(tokens), 4)]
-    return out, "; ".join(f"{s.name}: {s.origin}" for s in sources)
+    return out, str(path) if path is not None else "; ".join(f"{s.name}: {s.origin}" for s in sources)
 
 
 class Clock:
@@ -206,16 +251,6 @@ def _print(P: Any, tree: Any, cards: Any, significance: Any, clock: Clock, out: 
         print(f"\n{card}")
     total = sum(row["seconds"] for row in clock.rows)
     print(f"\n{total:.0f} s in all, peak {clock.rows[-1]['peak_gib']:.2f} GiB; {out / 'report.html'} has the rest")
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if hasattr(value, "__dict__"):
-        return vars(value)
-    return str(value)
 
 
 def _named(model: nn.Module) -> bool:

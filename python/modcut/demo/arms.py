@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 import modcut
+from modcut._files import plain, write_json
 from modcut.clustering import functional_labels
 from modcut.controls import matched_labels
 from modcut.demo.data import Corpus, held_out, prompts
@@ -292,20 +292,11 @@ class Bench:
         )
         result["seconds"] = time.perf_counter() - began
         result = plain(result)
-        path.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+        write_json(path, result)
         return result
 
     def _ticker(self, name: str) -> Callable[[int, float], None]:
         return lambda step, loss: self.tick(name)
-
-
-def plain(value: Any) -> Any:
-    """Return the value with None for every number that is not finite: JSON has no NaN, and none is ever 0."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _file(name: str) -> str:

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from torch import nn
 
 import modcut
 from modcut import provenance
+from modcut._files import plain, write_json, write_text
 from modcut.auditing import effect_table
 from modcut.demo import picture
-from modcut.demo.arms import ARMS, Bench, Settings, plain
+from modcut.demo.arms import ARMS, Bench, Settings
 from modcut.demo.data import Corpus
 from modcut.demo.measure import accuracy
 from modcut.demo.table import NOTE, by_measure, findings, show
 from modcut.organisms import CharTokenizer, english, python_source
+from modcut.reporting import partition_view
 
 
 def run(
@@ -92,16 +95,17 @@ def _run(out: Path, settings: Settings, quick: bool, fresh: bool, began: float) 
         "effects": audit["effects"],
         "trace": audit["trace"],
         "cards": audit["cards"],
+        "graph": _graph(bench, labels, stages / "graph.json"),
         "seconds": round(time.perf_counter() - began, 1),
         "stamp": provenance.stamp(seed=settings.seed, command=provenance.command()),
     }
     results["findings"] = findings(results)
     if quick:
         results["findings"] = ["A quick run shows that every step works; its numbers mean nothing."]
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
-    (out / "specialisation.svg").write_text(picture.specialisation(results), encoding="utf-8")
-    (out / "weights.svg").write_text(picture.weights(bench, labels, results), encoding="utf-8")
-    _report(out, bench, labels, results)
+    write_json(out / "results.json", results)
+    write_text(out / "specialisation.svg", picture.specialisation(results))
+    write_text(out / "weights.svg", picture.weights(bench, labels, results))
+    write_report(results, out / "report.html")
     show(results, console)
     console.print(f"{results['seconds']:.0f} s; {out / 'report.html'} and {out / 'results.json'} have the rest")
     return results
@@ -143,19 +147,36 @@ def _audit(bench: Bench, labels: dict[str, Any], stages: Path) -> dict[str, Any]
         "trace": traced.to_dict() | {"text": tokenizer.decode(one[0]), "printed": str(traced)},
     }
     audit = plain(audit)
-    path.write_text(json.dumps(audit, allow_nan=False), encoding="utf-8")
+    write_json(path, audit)
     return audit
 
 
-def _report(out: Path, bench: Bench, labels: dict[str, Any], results: dict[str, Any]) -> None:
-    arm = next(a for a in ARMS if a.name == "modcut")
-    model = bench.trained(arm, labels)
+def _graph(bench: Bench, labels: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What the page shows of the trained modcut model: before the cut, since after it nothing crosses."""
+    if path.is_file():
+        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return done
+    model = bench.trained(next(a for a in ARMS if a.name == "modcut"), labels)
     P = bench.partition(model, labels["functional"])
+    beside = P.significance(shuffles=bench.settings.draws, seed=bench.settings.seed)
+    graph = {
+        "partition": partition_view(P),
+        "significance": {name: asdict(s) for name, s in beside.items()},
+        "tree": modcut.quotient_tree(P.graph, P.labels).to_dict(),
+    }
+    write_json(path, graph)
+    return dict(plain(graph))
+
+
+def write_report(results: dict[str, Any], path: Path) -> None:
+    """Write the page of a run from its ``results.json``."""
     head, rows = by_measure(results)
     trace = {k: v for k, v in results["trace"].items() if k not in ("text", "printed")}
+    before = "The modcut model as trained, before anything was cut."
+    after = "The modcut model after the cut (every cross-module weight deleted) and healing."
     modcut.report(
-        out / "report.html",
-        partition=P,
+        path,
+        **results["graph"],
         cards=results["cards"],
         trace=trace,
         effects=results["effects"]["modcut, cut and healed"],
@@ -165,7 +186,7 @@ def _report(out: Path, bench: Bench, labels: dict[str, Any], results: dict[str, 
             "rows": rows,
             "note": NOTE,
         },
-        tree=modcut.quotient_tree(P.graph, P.labels),
+        about={"modules": before, "tree": before, "cards": after, "trace": after, "effects": after},
         title="modcut demo: a small GPT, cut into modules and audited",
         meta={"summary": results["findings"], "settings": results["settings"], **results["stamp"]},
     )
@@ -188,7 +209,7 @@ def _claim(out: Path, settings: Settings, sources: Any, fresh: bool) -> Path:
             )
     else:
         stages.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(mine), encoding="utf-8")
+        write_json(mark, mine)
     return stages
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from modcut._files import write_text
+
 EVIDENCE_ONLY = "evidence only"
 _FORMAT = "modcut cards"
 _VERSION = 1
@@ -102,11 +104,8 @@ class ModuleCards(Sequence[ModuleCard]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file is replaced in one step, so that a stopped run leaves the old one whole."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(target.name + ".tmp")
-        draft.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        os.replace(draft, target)
+        # NaN is refused, not dropped: evidence writes None where a figure is not defined.
+        write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModuleCards:

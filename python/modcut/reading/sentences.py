@@ -8,12 +8,14 @@ from typing import Any
 WORDS = 6
 # Below this change of a mean probability there is nothing to say about an output.
 SMALL = 1e-4
+# Outside the range of n controls lie 2 / (n + 1) of random modules: above this share the words say so.
+CHANCE = 0.05
 
 
 def sentence(e: Mapping[str, Any]) -> str:
-    """Return the plain text of one module's evidence (see :func:`modcut.reading.evidence.gather`)."""
+    """Return the plain text of one module's evidence (:func:`modcut.reading.evidence.gather`), one line a subject."""
     parts = [_make_up(e["module"], e["make_up"]), _use(e["use"]), _inputs(e["inputs"]), _effect(e["effect"])]
-    return " ".join(p for p in [*parts, _ends(e), _cut(e["cut"])] if p)
+    return "\n".join(p for p in [*parts, _ends(e), _cut(e["cut"])] if p)
 
 
 def quoted(text: str) -> str:
@@ -68,20 +70,31 @@ def _effect(f: Mapping[str, Any]) -> str:
     for s in sorted(f["slices"], key=lambda s: -abs(s["rise"])):
         where = f" on {s['slice']}" if s["slice"] else ""
         inside = min(s["controls"]) <= s["rise"] <= max(s["controls"])
+        verdict = "inside the range of" if inside else "outside the range of"
         said.append(
-            f"by {s['rise']:+.3f}{where} ({'inside' if inside else 'outside'} the range of {len(s['controls'])} "
-            f"matched random modules, {_range(s['controls'], 3, signed=True)})"
+            f"by {s['rise']:+.3f}{where} ({verdict} {len(s['controls'])} matched random modules, "
+            f"{_range(s['controls'], 3, signed=True)})"
         )
     text = (
         f"With the module {_ABLATED.get(f['ablation'], f['ablation'])}, {f['objective']} changes "
         + "; ".join(said[:4])
         + "."
+        + _by_chance(f["slices"])
     )
     lost = [o for o in f["loses"] if o["change"] < -SMALL][:WORDS]
     if lost:
         names = ", ".join(quoted(o["text"]) if "text" in o else f"output {o['output']}" for o in lost)
         text += f" The outputs that lose most probability are {names}."
     return text
+
+
+def _by_chance(slices: Sequence[Mapping[str, Any]]) -> str:
+    """How often one more random module would lie outside too: with few controls that is nearly always."""
+    n = len(slices[0]["controls"])
+    outside = any(not min(s["controls"]) <= s["rise"] <= max(s["controls"]) for s in slices)
+    if not outside or 2 / (n + 1) <= CHANCE:
+        return ""
+    return f" (Of random modules, {200 / (n + 1):.0f} % would lie outside such a range: no evidence by itself.)"
 
 
 _ABLATED = {

@@ -14,17 +14,26 @@ import jinja2
 from markupsafe import Markup
 
 from modcut import __version__
+from modcut._files import write_text
 from modcut.provenance import stamp
 from modcut.reporting import results, svg, views
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
 TREE_LIMIT = 64
-_TREE_STATS = ("flows", "certified", "trivial_fraction", "passes", "seconds")
 _SHOWN_METRICS = (
     ("leak", "Leak"),
     ("ncut", "Normalised cut"),
     ("modularity", "Modularity Q"),
 )
+_METRIC_NOTE = (
+    "Leak: the share of a unit's incoming edge strength that comes from other modules, mean over the units of a layer, "
+    "then over layers. Normalised cut: the share of a module's edge strength that leaves it, summed over modules (0 to "
+    "their number). Modularity Q: the share of edge strength inside modules minus what it would be by chance. Low leak "
+    "and cut, high Q: separable; random partitions have as many units of every layer in each module; p: the share of "
+    "partitions, this one included, that are at least as separable."
+)
+# Where a reader's question is "of which model?", by section.
+SECTIONS = ("results", "modules", "tree", "cards", "trace", "effects", "comparison")
 
 
 def report(
@@ -37,6 +46,8 @@ def report(
     effects: Any = None,
     table: Any = None,
     tree: Any = None,
+    significance: Mapping[str, Any] | None = None,
+    about: Mapping[str, str] | None = None,
     title: str = "modcut report",
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -54,6 +65,9 @@ def report(
         effects: an effect table of :mod:`modcut.auditing`, or its ``to_dict()``.
         table: ``{"title", "columns", "rows", "note"}``, a sequence of dicts (one per row), or a list of such tables.
         tree: a :class:`modcut.CutTree` or its ``to_dict()``; drawn up to 64 vertices.
+        significance: what :meth:`modcut.Partition.significance` returned (or its entries as dicts): the metrics of
+            random partitions, written beside those of ``partition``. Without it the page says that none was measured.
+        about: a sentence for the head of a section (one of :data:`SECTIONS`), such as which model it speaks about.
         title: of the page.
         meta: further entries for the record (command, data, ...). ``meta["summary"]``, a text or a list of
             sentences, is printed under the title.
@@ -63,7 +77,7 @@ def report(
 
     Raises:
         TypeError: a result is of another kind.
-        ValueError: a malformed table.
+        ValueError: a malformed table; ``about`` names a section that does not exist.
     """
     page = render(
         partition=partition,
@@ -73,15 +87,12 @@ def report(
         effects=effects,
         table=table,
         tree=tree,
+        significance=significance,
+        about=about,
         title=title,
         meta=meta,
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(target.name + ".tmp")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, target)
-    return target
+    return write_text(path, page)
 
 
 def render(
@@ -93,11 +104,17 @@ def render(
     effects: Any = None,
     table: Any = None,
     tree: Any = None,
+    significance: Mapping[str, Any] | None = None,
+    about: Mapping[str, str] | None = None,
     title: str = "modcut report",
     meta: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page that :func:`report` writes."""
+    about = dict(about or {})
+    if unknown := [name for name in about if name not in SECTIONS]:
+        raise ValueError(f"about must name sections among {', '.join(SECTIONS)}, got {unknown[0]!r}")
     view = views.read_partition(partition)
+    beside = {name: views.plain_effect(s) for name, s in (significance or {}).items()}
     deck = views.plain(cards, "cards")
     forest = views.plain(tree, "tree")
     tables = views.read_tables(table)
@@ -117,7 +134,9 @@ def render(
         "version": __version__,
         "title": title,
         "lead": [summary] if isinstance(summary, str) and summary else list(summary),
-        "facts": _facts(view, deck),
+        "facts": _facts(view, deck, beside),
+        "facts_note": _METRIC_NOTE if view else "",
+        "about": about,
         "style": Markup(_environment().loader.get_source(_environment(), "style.css")[0]),  # type: ignore[union-attr]
         "partition": view,
         "tables": tables,
@@ -207,15 +226,25 @@ def token(value: Any) -> str:
     )
 
 
-def _facts(view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _facts(
+    view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None, beside: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """Name, value and control of the figures under the title."""
     facts = []
     if view:
-        facts += [("Modules", cell(view["k"])), ("Units", cell(view["n"]))]
-        facts += [(words, cell(float(view[name]))) for name, words in _SHOWN_METRICS if view.get(name) is not None]
+        facts += [("Modules", cell(view["k"]), ""), ("Units", cell(view["n"]), "")]
+        for name, words in _SHOWN_METRICS:
+            if view.get(name) is None:
+                continue
+            s, control = beside.get(name), "no control measured"
+            if s is not None:
+                spread = f"{cell(float(s['null_mean']))} ± {float(s['null_std']):.1g}"
+                control = f"{s['shuffles']} random partitions: {spread}; p {float(s['p']):.2g}"
+            facts.append((words, cell(float(view[name])), control))
     if deck:
         meta = deck.get("meta", {})
         if meta.get("held_out") is not None:
-            facts.append(("Held-out samples", cell(meta["held_out"])))
+            facts.append(("Held-out samples", cell(meta["held_out"]), ""))
     return facts
 
 
@@ -249,16 +278,18 @@ def _pictures(
     if forest:
         n = int(forest["n"])
         finite = [w for w in forest["weight"] if w is not None and math.isfinite(w)]
-        exact = forest.get("exact")
+        exact, stats = forest.get("exact"), forest.get("stats") or {}
         facts: list[tuple[str, Any]] = [("vertices", f"{n:,}")]
         if finite:
-            facts.append(("cut values", f"{cell(float(min(finite)))} to {cell(float(max(finite)))}"))
+            facts.append(("minimum cuts", f"{cell(float(min(finite)))} to {cell(float(max(finite)))}"))
         if exact is not None:
             facts.append(("exact", cell(exact)))
-        out["tree_facts"] = [
-            *facts,
-            *results.record_entries({k: v for k, v in (forest.get("stats") or {}).items() if k in _TREE_STATS}),
-        ]
+        if stats.get("trivial_fraction") is not None:
+            # Where all are of this kind the tree is a star: it says how strong each vertex is, nothing about groups.
+            facts.append(("cuts that part a single vertex from all others", percent(stats["trivial_fraction"])))
+        if stats.get("flows") is not None:
+            facts.append(("flows run", f"{stats['flows']:,} for {max(n - 1, 0):,} edges"))
+        out["tree_facts"] = facts
         if 0 < n <= TREE_LIMIT:
             named = [names[i] for i in range(n)] if view and n == view["k"] else None
             out["tree_svg"] = Markup(svg.cut_tree(forest["parent"], forest["weight"], names=named))

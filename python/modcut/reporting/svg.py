@@ -122,11 +122,15 @@ def module_graph(
         place[i] = width / 2 + reach * spread * ring * math.cos(angle), height / 2 + reach * ring * math.sin(angle)
     biggest = max([*sizes, 1])
     radius = [max(9.0, room * math.sqrt(n / biggest)) for n in sizes]
+    if k > 2:  # an odd ring reaches less far down than up: the picture ends below its last label
+        low, high = (float(x) for x in (place[:, 1].min(), place[:, 1].max()))
+        place[:, 1] += 44 + room - low
+        height = high - low + 2 * (44 + room)
     top = float(both.max()) if k else 0.0
     pairs = sorted((float(both[i, j]), i, j) for i in range(k) for j in range(i + 1, k) if both[i, j] > 0)
     drawn = [p for p in pairs if p[0] >= _FAINT * top]
     parts = []
-    centre, bow = np.array([width / 2, height / 2]), 0.0 if k <= 3 else 0.35
+    centre, bow = place.mean(0) if k > 2 else np.array([width / 2, height / 2]), 0.0 if k <= 3 else 0.35
     stroke = 11.0 if k <= 8 else 8.0
     for value, i, j in drawn:
         a, b = place[i], place[j]

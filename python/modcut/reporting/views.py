@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from modcut.partition import Partition
@@ -24,6 +25,11 @@ def plain(value: Any, name: str) -> dict[str, Any] | None:
     if callable(to_dict):
         return dict(to_dict())
     raise TypeError(f"{name} must be a modcut result or its to_dict(), got {type(value).__name__}")
+
+
+def plain_effect(value: Any) -> dict[str, Any]:
+    """Return one entry of ``Partition.significance`` (a dataclass) or its saved form as a dict."""
+    return dict(value) if isinstance(value, Mapping) else asdict(value)
 
 
 def partition_view(P: Partition) -> dict[str, Any]:
