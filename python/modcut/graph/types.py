@@ -206,7 +206,7 @@ class WeightGraph:
         A sparse matrix becomes dense, and is refused beyond 2^27 entries: the cut functions take it directly.
 
         A symmetric matrix (up to rounding) is an undirected graph on one space; any other is bipartite between its rows
-        (vertices ``0 .. R-1``) and its columns (``R .. R+C-1``). Blocks are views of a dense input. Strength is ``|W|``.
+        (vertices ``0 .. R-1``) and its columns (``R .. R+C-1``). Blocks are views of dense input. Strength is ``|W|``.
 
         Raises:
             TypeError: not an array of numbers.
