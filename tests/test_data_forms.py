@@ -101,3 +101,24 @@ def test_a_loss_inside_its_own_model_says_that_it_cannot_be_copied() -> None:
     model.crit = modcut.ModularityLoss(model, 4, warmup=0)
     with pytest.raises(RuntimeError, match="submodule of its own model"):
         copy.deepcopy(model)
+
+
+def test_what_the_loss_found_carries_the_strengths_that_it_reads() -> None:
+    model = mlp()
+    crit = modcut.ModularityLoss(model, 4, data=[(X, Y)])
+    crit.step()
+    model(X)
+    assert crit.partition.graph.edge == "contribution"
+    assert crit.partition.meta["stamp"]["modcut"] == modcut.__version__
+    value = modcut.cut_and_run(model, crit.partition, lambda m: m(X).sum().item(), "mean")
+    assert np.isfinite(value)
+
+
+def test_compiled_models_are_traced_by_the_module_inside_and_refused_where_hooks_may_not_be_seen() -> None:
+    model = mlp()
+    compiled = torch.compile(model, backend="eager")
+    found = modcut.find_modules(compiled, 2, data=[(X, Y)])
+    traced = modcut.trace(compiled, X[:1], found, controls=2, step_controls=2)
+    assert traced.modules == modcut.trace(model, X[:1], found, controls=2, step_controls=2).modules
+    with pytest.raises(ValueError, match="must not be compiled"):
+        modcut.ablate(compiled, found, [0])

@@ -17,6 +17,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +26,11 @@ from torch import Tensor, nn
 from modcut._batches import unwrap
 from modcut._labels import aligned, check_k, find_labels, given_labels, largest_layer
 from modcut._leak import Leak
-from modcut.graph.statistics import Recorder, collect
+from modcut.graph.edges import with_edge
+from modcut.graph.statistics import Recorder, Statistics, collect
 from modcut.graph.types import WeightGraph
 from modcut.partition import Partition
+from modcut.provenance import stamp
 
 METHODS = ("share",)
 _PLANNED = ("ncut", "tree", "spectral")
@@ -147,6 +150,7 @@ class ModularityLoss(Leak):
         factor = torch.zeros((), dtype=self.norms.mass.dtype, device=self.labels.device)
         self.register_buffer("_factor", factor, persistent=False)
         self._calls = 0
+        self._usage: Statistics | None = None
         self._recorder: Any = None
         self._partition: Partition | None = None
         self.partition_origin = f"none yet: warm-up of {self.warmup} steps"
@@ -243,8 +247,11 @@ class ModularityLoss(Leak):
         if self._start < 0:
             return None
         if self._partition is None:
-            meta = {"method": self.partition_origin, "seed": self.seed, "step": self._start}
-            self._partition = Partition(self.labels.to("cpu", copy=True), self.graph, self.k, meta)
+            meta = {"method": self.partition_origin, "seed": self.seed, "step": self._start, "stamp": stamp()}
+            graph = self.graph
+            if self._usage is not None and self.edge == "contribution":
+                graph = with_edge(graph, "contribution", self._usage)
+            self._partition = Partition(self.labels.to("cpu", copy=True), graph, self.k, meta)
         return self._partition
 
     @property
@@ -291,6 +298,9 @@ class ModularityLoss(Leak):
             statistics = self._recorder.statistics()
             self._drop_recorder()
         labels, origin = find_labels(self.graph, self.k, self.seed, statistics)
+        if statistics is not None and origin.startswith("functional"):
+            # Input strengths and means stay with the partition; profiles are large and have done their work.
+            self._usage = replace(statistics, profile=statistics.profile[:0], slice=statistics.slice[:0])
         if self._start < 0:
             self._set(labels, origin)
         else:

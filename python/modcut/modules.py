@@ -253,11 +253,14 @@ class Specialisation:
     seed: int
     n: int
     k: int
+    model: str = ""
+    """Digest of the model."""
 
     @property
     def random_mean(self) -> float:
-        """Mean of the control."""
-        return sum(self.random_tv) / len(self.random_tv) if self.random_tv else math.nan
+        """Mean of the control, over the random partitions that have shares (nan where none has)."""
+        known = [r for r in self.random_tv if not math.isnan(r)]
+        return sum(known) / len(known) if known else math.nan
 
     @property
     def p(self) -> float:
@@ -268,9 +271,9 @@ class Specialisation:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values."""
         return {
-            "tv": self.tv,
-            "random_tv": list(self.random_tv),
-            "random_mean": self.random_mean,
+            "tv": _number(self.tv),
+            "random_tv": [_number(r) for r in self.random_tv],
+            "random_mean": _number(self.random_mean),
             "p": self.p,
             "damage": {name: list(d) for name, d in self.damage.items()},
             "base_loss": self.base_loss,
@@ -279,8 +282,14 @@ class Specialisation:
             "n": self.n,
             "k": self.k,
             "control": f"{len(self.random_tv)} random partitions of the same make-up",
+            "model": self.model,
             "stamp": provenance.stamp(),
         }
+
+
+def _number(x: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(x) else x
 
 
 def specialisation(
@@ -317,6 +326,7 @@ def specialisation(
         ValueError: fewer than two slices, a random count below 1.
         RuntimeError: a slice is not learned (``max_loss``): what it uses would be noise.
     """
+    model = _batches.unwrap(model)
     if len(slices) < 2:
         raise ValueError(f"slices must name at least 2 parts of the data, got {len(slices)}")
     if random < 1:
@@ -363,7 +373,8 @@ def specialisation(
     own = damage(P.labels)
     generator = torch.Generator().manual_seed(seed)
     null = tuple(_tv(damage(matched_labels(P.graph, P.labels, generator))) for _ in range(random))
-    return Specialisation(_tv(own), null, {name: tuple(d) for name, d in own.items()}, base, mode, seed, P.graph.n, P.k)
+    lost = {name: tuple(d) for name, d in own.items()}
+    return Specialisation(_tv(own), null, lost, base, mode, seed, P.graph.n, P.k, provenance.digest(model))
 
 
 def _tv(damage: Mapping[str, Sequence[float]]) -> float:

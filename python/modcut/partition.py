@@ -79,6 +79,10 @@ class Significance:
     shuffles: int
     seed: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figure and its control as plain values."""
+        return {**asdict(self), "n": self.shuffles, "control": "labels dealt at random inside every space"}
+
 
 @dataclass(frozen=True, eq=False)
 class Partition:
@@ -95,6 +99,8 @@ class Partition:
     """Where the partition came from: method, seed, control, versions."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k must be an integer of at least 1, got {self.k!r}")
         labels, _ = check_labels(self.graph, self.labels, self.k)
         object.__setattr__(self, "labels", labels)
 
@@ -120,17 +126,27 @@ class Partition:
         Mean over the live vertices of each family, then over families. Strength is contribution ``|W| rms(input)``
         where the graph carries statistics, else folded ``|W|``. No rescaling of sources or targets moves the former.
         """
+        self._measurable()
         return float(_leaks(self.graph, self.labels[None])[0])
 
     @property
     def ncut(self) -> float:
         """Normalised cut, sum over modules of cut / volume, in [0, k]; a module without volume counts 1."""
+        self._measurable()
         return float(_ncut(self.table[None])[0])
 
     @property
     def modularity(self) -> float:
         """Newman's Q: share of strength inside modules minus its expectation at the same degrees."""
+        self._measurable()
         return float(_modularity(self.table[None])[0])
+
+    def _measurable(self) -> None:
+        if self.n and not self.graph.blocks:
+            raise ValueError(
+                "P.graph must have edges to be measured, it has none "
+                "(a loaded partition needs them: Partition.load(path, modcut.weight_graph(model)))"
+            )
 
     @property
     def conductance(self) -> Tensor:
@@ -180,6 +196,7 @@ class Partition:
             seed: Seed of the shuffles.
             metrics: Among leak, ncut (lower is better) and modularity (higher is better).
         """
+        self._measurable()
         if shuffles < 1:
             raise ValueError(f"shuffles must be at least 1, got {shuffles}")
         wanted = tuple(metrics)
@@ -203,17 +220,19 @@ class Partition:
         """Return the metrics as plain numbers (two passes over the weights; interfaces are a third)."""
         t = self.table
         balance = self.balance
+        # Without edges (a file loaded without its model) there is nothing to measure, and 0 would read as perfect.
+        known = bool(self.graph.blocks)
         out: dict[str, Any] = {
             "n": self.n,
             "k": self.k,
             "edge": self.graph.edge,
             "sizes": torch.bincount(self.labels, minlength=self.k).tolist(),
-            "leak": self.leak,
-            "ncut": float(_ncut(t[None])[0]),
-            "modularity": float(_modularity(t[None])[0]),
-            "conductance": self.conductance.tolist(),
+            "leak": self.leak if known else None,
+            "ncut": float(_ncut(t[None])[0]) if known else None,
+            "modularity": float(_modularity(t[None])[0]) if known else None,
+            "conductance": self.conductance.tolist() if known else None,
             "largest_imbalance": max((int(c.max() - c.min()) for c in balance.values()), default=0),
-            "dead": int(self.dead.numel()),
+            "dead": int(self.dead.numel()) if known else None,
         }
         if interfaces:
             out["interfaces"] = [{"modules": list(pair), **asdict(x)} for pair, x in self.interfaces.items()]
@@ -360,6 +379,8 @@ def _leaks(graph: WeightGraph, labels: Tensor) -> Tensor:
         a = strength(m, None if m.name in missing else observed.get(m.name)).cpu()
         r, c = m.row_vertex.cpu(), m.col_vertex.cpu()
         a, r, c = a[r >= 0][:, c >= 0], r[r >= 0], c[c >= 0]
+        if bool(torch.isin(r, c).any()):
+            a = a * (r[:, None] != c)  # self-loops do not count, as everywhere in the graph
         if not r.numel() or not c.numel():
             continue
         right = (a @ _one_hot(labels[:, c], k, a.dtype)).reshape(-1, s, k)  # [rows, s, k]
@@ -383,7 +404,7 @@ def _leaks(graph: WeightGraph, labels: Tensor) -> Tensor:
         live[space.vertices] = incoming[space.vertices] > 0
     for live in families.values():
         if bool(live.any()):
-            means.append((1 - inside[:, live] / incoming[live]).mean(1))
+            means.append((1 - inside[:, live] / incoming[live]).clamp_min(0).mean(1))
     return torch.stack(means).mean(0) if means else torch.zeros(s, dtype=torch.float64)
 
 

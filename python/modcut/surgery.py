@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from modcut import _batches
+from modcut import _batches, provenance
 from modcut.graph.interventions import LocalHook
 from modcut.graph.statistics import Statistics, collect
 from modcut.graph.types import Matrix, WeightGraph
@@ -118,7 +119,12 @@ class Healed:
             "interface_edges": self.interface_edges,
             "cross_edges": self.cross_edges,
             "steps": self.steps,
-            "losses": self.losses,
+            "losses": [x if math.isfinite(x) else None for x in self.losses],
+            "seed": self.partition.meta.get("seed"),
+            "ablation": "cross-module weights set to zero and held there",
+            "control": "none here: heal a matched random partition beside it (modcut.controls.matched_labels)",
+            "model": provenance.digest(self.model),
+            "stamp": provenance.stamp(),
         }
 
 
@@ -152,6 +158,11 @@ def cut_and_heal(
         ValueError: keep or steps out of range, a partition of another model's graph. If ``train_step`` raises, hooks
             are removed, the removed weights stay zero and the error propagates.
     """
+    if not callable(train_step):
+        raise TypeError(f"train_step must be a function that takes one optimization step, got {train_step!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an integer, got {steps!r}")
+    model = _batches.unwrap(model)
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be in [0, 1], got {keep}")
     if steps < 0:

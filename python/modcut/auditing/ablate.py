@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from modcut import _batches
 from modcut.auditing._vertices import Which, vertices_of
 from modcut.graph.interventions import Mode, Reference, collect_reference, reachable, replace
 from modcut.graph.types import WeightGraph
@@ -175,6 +176,12 @@ def ablate(
         raise ValueError(f'scale must be positive in mode "noise" (standard deviations), got {scale}')
     if mode in ("mean", "resample") and reference is None:
         raise ValueError(f'mode "{mode}" needs reference data: pass reference=loader (batches as for the model)')
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "model must not be compiled: compiled code may not see hooks; ablate and run the module inside it "
+            "(model._orig_mod)"
+        )
+    model = _batches.unwrap(model)
     check_fits(model, P.graph)
     ablation = Ablation(model, P, modules, mode, reference, scale, seed, outputs, taps)
     if not ablation.reached.numel():

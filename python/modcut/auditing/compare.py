@@ -215,6 +215,7 @@ def compare(
         ValueError: another architecture (the first parameter that differs is named); a ``P`` of neither model; fewer
             than one control; ``mean`` or ``resample`` without data; a measure that is not finite.
     """
+    harmless, harmful = _batches.unwrap(harmless), _batches.unwrap(harmful)
     check_same_architecture(harmless, harmful)
     if controls < 1:
         raise ValueError(f"controls must be at least 1: no figure is given without its control, got {controls}")

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from modcut import _batches
 from modcut.auditing._shared import bar, footer, record, table
 from modcut.auditing.ablate import Mode, ablate, check_fits, reachable, reference_of
 from modcut.auditing.controls import Effect, beside_controls, random_modules
@@ -172,6 +173,7 @@ def effect_table(
     if not modes:
         raise ValueError("mode must name at least one ablation mode, got none")
     wanted = range(P.k) if modules is None else modules
+    model = _batches.unwrap(model)
     check_fits(model, P.graph)
     sets: dict[int, list[Tensor]] = {}
     skipped: dict[int, str] = {}

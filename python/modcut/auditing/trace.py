@@ -274,6 +274,7 @@ def trace(
             f"controls and step_controls must be at least 1: no effect is given without its control, got {controls} "
             f"and {step_controls}"
         )
+    model = _batches.unwrap(model)
     check_fits(model, P.graph)
     decode = decoder(tokenizer)
     batch = single(inputs, _batches.device_of(model))

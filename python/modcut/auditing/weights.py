@@ -14,8 +14,12 @@ def check_same_architecture(a: nn.Module, b: nn.Module) -> None:
     """Check that two models have the same parameters and buffers.
 
     Raises:
+        TypeError: one is no module.
         ValueError: a name or a shape differs; the message names the first.
     """
+    for model in (a, b):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"both models must be torch.nn.Modules, got {type(model).__name__}")
     one, two = a.state_dict(), b.state_dict()
     for name in one:
         if name not in two:
