@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from modcut.graph.interventions import LocalHook, tap_key
-from modcut.graph.statistics import _embeddings, _source
+from modcut.graph.statistics import embeddings_of, input_source
 from modcut.graph.types import Matrix, Tap, WeightGraph
 
 _DECAY = 0.99  # of the exponential average, per recorded forward pass: a memory of about 100 passes
@@ -58,12 +58,12 @@ class InputNorms(nn.Module):
     ) -> None:
         super().__init__()
         taps = {tap_key(t): t for t in graph.taps if t.side == "input"}
-        embeddings = _embeddings(graph, model)
+        embeddings = embeddings_of(graph, model)
         self.sources: list[Source] = []
         index: dict[str, int] = {}
         places, owners, size = [], [], 0
         for m in matrices:
-            found = _source(graph, model, m)
+            found = input_source(graph, model, m)
             if found is None:
                 places.append(torch.zeros(m.col_vertex.numel(), dtype=torch.int64))
                 owners.append(-1)

@@ -118,7 +118,7 @@ class _Observer:
         self.gradients = True
         self._seen: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._handles: list[RemovableHandle] = []
-        self._embeddings = _embeddings(graph, model)
+        self._embeddings = embeddings_of(graph, model)
         big = torch.zeros(graph.n, dtype=torch.bool)
         for s in graph.spaces:
             if s.kind == "output" and s.size > MAX_OUTPUT:
@@ -239,7 +239,7 @@ class _Observer:
         square, mean, missing = {}, {}, []
         for m in self.graph.matrices:
             cols = m.col_vertex.numel()
-            source = _source(self.graph, self.model, m)
+            source = input_source(self.graph, self.model, m)
             moments = None if source is None else self.moments.get(source[0])
             if source is None or moments is None or moments.mean is None:
                 square[m.name], mean[m.name] = torch.ones(cols), torch.zeros(cols)
@@ -269,7 +269,7 @@ def _embed(window: _Window, value: Tensor, gradient: Tensor, ids: Tensor) -> Non
     window.used = True
 
 
-def _embeddings(graph: WeightGraph, model: nn.Module) -> dict[str, Tensor]:
+def embeddings_of(graph: WeightGraph, model: nn.Module) -> dict[str, Tensor]:
     """Return the vertex of every token of each embedding that the graph covers."""
     found: dict[str, Tensor] = {}
     for m in graph.matrices:
@@ -285,7 +285,7 @@ def _embeddings(graph: WeightGraph, model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _source(graph: WeightGraph, model: nn.Module, matrix: Matrix) -> tuple[str, Tensor] | None:
+def input_source(graph: WeightGraph, model: nn.Module, matrix: Matrix) -> tuple[str, Tensor] | None:
     """Return where a matrix's inputs are observed: the key of the moments and the position of every column there."""
     cols = matrix.col_vertex.cpu()
     taps = [t for t in graph.taps if t.side == "input" and _owns(t.module, matrix.name)]
@@ -299,7 +299,7 @@ def _source(graph: WeightGraph, model: nn.Module, matrix: Matrix) -> tuple[str, 
         if bool((where >= 0).all()) and bool((cols >= 0).all()):  # a part of a fused or grouped map
             return tap_key(tap), where
     name = matrix.name.rpartition(".")[0]
-    if name in _embeddings(graph, model) and model.get_submodule(name).num_embeddings == cols.numel():
+    if name in embeddings_of(graph, model) and model.get_submodule(name).num_embeddings == cols.numel():
         return f"{name}:ids", torch.arange(cols.numel())
     return None
 
