@@ -387,3 +387,23 @@ def test_bad_interventions_are_errors():
     ):
         with pytest.raises(ValueError, match=message), replace(model, graph, **{"vertices": [0], **kwargs}):
             pass
+
+
+def test_hidden_states_are_not_taken_for_scores_of_tokens() -> None:
+    from types import SimpleNamespace
+
+    tokens = torch.tensor([[1, 2, 3]])
+
+    class Encoder(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> object:
+            return SimpleNamespace(last_hidden_state=torch.zeros(1, 3, 8))
+
+    with pytest.raises(ValueError, match="loss_fn must be given"):
+        _batches.loss_of(Encoder(), tokens)
+
+    class Narrow(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(1, 3, 2)
+
+    with pytest.raises(ValueError, match="loss_fn must be given"):
+        _batches.loss_of(Narrow(), tokens)

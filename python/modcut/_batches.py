@@ -134,6 +134,14 @@ def targets_of(batch: Batch) -> Tensor | None:
     return None
 
 
+def _scores_tokens(output: Any, logits: Tensor, tokens: Tensor) -> bool:
+    """Whether an output scores the tokens it read: hidden states of a bare encoder have the same shape and do not."""
+    hidden = getattr(output, "last_hidden_state", None)
+    if logits is hidden or tokens.is_floating_point() or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+        return False
+    return tokens.numel() == 0 or int(tokens.max()) < logits.shape[-1]
+
+
 def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Tensor:
     """Return the scalar loss of one batch.
 
@@ -157,7 +165,7 @@ def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Te
             return F.cross_entropy(flat, targets.reshape(-1) if logits.ndim == 3 else targets)
     elif targets is not None and targets.shape == logits.shape:
         return F.mse_loss(logits, targets)
-    elif targets is None and not tokens.is_floating_point() and logits.ndim == 3 and logits.shape[:2] == tokens.shape:
+    elif targets is None and _scores_tokens(output, logits, tokens):
         return F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
     raise ValueError(
         "loss_fn must be given: the model returns no loss and the batch has no targets that fit its output "
