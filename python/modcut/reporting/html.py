@@ -135,7 +135,7 @@ def render(
         "title": title,
         "lead": [summary] if isinstance(summary, str) and summary else list(summary),
         "facts": _facts(view, deck, beside),
-        "facts_note": _METRIC_NOTE if view else "",
+        "facts_note": " ".join(t for t in (about.get("modules", ""), _METRIC_NOTE) if t) if view else "",
         "about": about,
         "style": Markup(_environment().loader.get_source(_environment(), "style.css")[0]),  # type: ignore[union-attr]
         "partition": view,
