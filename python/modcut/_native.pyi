@@ -51,7 +51,7 @@ class FlowResult(TypedDict):
     pulses: int  # blocking phases (augment) or global relabellings (push_relabel)
     work: int  # arcs looked at
     representation: str  # "block" | "csr"
-    flow: str  # "augment" | "push_relabel": what found the answer ("auto" turns to push_relabel where augmenting is long)
+    flow: str  # "augment" | "push_relabel": what found the answer ("auto" changes over where augmenting is long)
     seconds: float
 
 class TreeResult(TypedDict):
