@@ -22,7 +22,7 @@ LAYERS = (
     ("_settle",),
     ("cuts",),
     ("graph",),
-    ("testing", "controls"),
+    ("testing", "controls", "metrics"),
     ("partition",),
     ("clustering",),
     ("ops", "_norms", "_terms"),
