@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modcut
-from modcut.reporting import partition_view, render, report, svg
+from modcut.reporting import draw, partition_view, render, report, svg
 from modcut.reporting.html import cell, token
 from modcut.reporting.views import read_tables
 from reading_toys import TwoSkills, letters, partition_of
@@ -212,7 +212,8 @@ def test_text_from_data_and_models_runs_nothing(parts: dict[str, Any]) -> None:
 
 
 def test_a_planted_unescaped_text_is_caught(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svg, "escape", lambda text: str(text))
+    for module in (draw, svg):
+        monkeypatch.setattr(module, "escape", lambda text: str(text))
     view = partition_view(parts["partition"])
     view["families"][0]["family"] = "<script>alert(1)</script>"
     with pytest.raises(AssertionError):
@@ -265,9 +266,9 @@ PICTURES: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES.keys())
-def test_every_picture_is_a_valid_file_of_its_own(draw: Callable[[], str]) -> None:
-    text = svg.standalone(draw())
+@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES.keys())
+def test_every_picture_is_a_valid_file_of_its_own(picture: Callable[[], str]) -> None:
+    text = draw.standalone(picture())
     root = ET.fromstring(text)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root[0].tag.endswith("style") or root[0].tag.endswith("title")
@@ -300,7 +301,7 @@ def test_bars_stay_inside_the_picture(values: list[float]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.text(max_size=40))
 def test_any_text_can_be_a_name(name: str) -> None:
-    ET.fromstring(svg.standalone(svg.module_graph([1, 2], [[0, 1], [0, 0]], names=[name, name])))
+    ET.fromstring(draw.standalone(svg.module_graph([1, 2], [[0, 1], [0, 0]], names=[name, name])))
     checked(render(title=name, table=[{"a": name}]))
 
 

@@ -10,7 +10,7 @@ import zlib
 import pytest
 import torch
 
-from modcut.reporting.svg import standalone
+from modcut.reporting.draw import standalone
 from modcut.reporting.weights import Panel, weight_maps
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from modcut.demo.arms import ARMS, Bench
 from modcut.graph.units import strength
-from modcut.reporting.svg import effect_bars, standalone
+from modcut.reporting.draw import standalone
+from modcut.reporting.svg import effect_bars
 from modcut.reporting.weights import Panel, weight_maps
 
 # Dense, with the loss, and with the loss on a random partition: the control belongs beside the result.

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from modcut import __version__
 from modcut._files import write_text
 from modcut.provenance import stamp
-from modcut.reporting import results, svg, views
+from modcut.reporting import draw, results, svg, views
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
 TREE_LIMIT = 64
@@ -163,8 +163,8 @@ def render(
     # The palette reaches every module that a picture or a card is coloured by.
     drawn = [v for v in context.values() if isinstance(v, Markup)]
     drawn += [s[key] for s in sections for key in ("svg", "steps_svg") if s.get(key)]
-    k = max([svg.coloured(*drawn), *(c["index"] + 1 for c in shown)])
-    context |= {"light": Markup(svg.palette(k, dark=False)), "dark": Markup(svg.palette(k, dark=True))}
+    k = max([draw.coloured(*drawn), *(c["index"] + 1 for c in shown)])
+    context |= {"light": Markup(draw.palette(k, dark=False)), "dark": Markup(draw.palette(k, dark=True))}
     return _environment().get_template("report.html.j2").render(context)
 
 
@@ -185,7 +185,7 @@ def _clean(value: Any) -> Any:
     """Control characters are not allowed in HTML; text from data may hold any."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    return svg.clean(value)
+    return draw.clean(value)
 
 
 def cell(value: Any) -> str:

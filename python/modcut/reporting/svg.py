@@ -1,85 +1,37 @@
 """Pictures as SVG text: the graph of modules, layers against modules, cut trees, effects beside their controls.
 
 Every function returns one ``<svg>`` element with a title and a description for screen readers, whose colours are CSS
-variables (:func:`palette`): inside a report they follow its light or dark style, and :func:`standalone` makes a file of
+variables (:func:`~modcut.reporting.draw.palette`): inside a report they follow its light or dark style, and
+:func:`~modcut.reporting.draw.standalone` makes a file of
 its own that does the same. All text is escaped; nothing refers to another file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Sequence
-from html import escape as _escape_markup
 from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modcut.reporting.draw import (
+    caption,
+    colour,
+    escape,
+    figure,
+    frame,
+    halo,
+    shorten,
+    signed,
+    ticks,
+)
+
 Points = NDArray[np.float64]
 
-# Hues of the modules: told apart by colour-blind readers for the first eight (after Okabe & Ito 2008); later modules
-# go round the colour circle by the golden angle. A module's number always stands beside its colour.
-_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#7b4fb5", "#8c564b")
-_DARK = ("#5ab4f0", "#ff9a57", "#3fcfa0", "#f0a6cf", "#e6b84a", "#9fd4ff", "#b99bf2", "#c99a8c")
 # Edges weaker than this part of the strongest one are counted, not drawn: sixteen modules have 120 pairs.
 _FAINT = 0.01
-
-
-def clean(text: str) -> str:
-    """Replace the characters that neither HTML nor XML may hold (control characters, lone surrogates)."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def escape(text: str) -> str:
-    """Return text that stands for itself in SVG and HTML."""
-    return _escape_markup(clean(str(text)))
-
-
-def colour(module: int) -> str:
-    """Return the CSS colour of a module."""
-    return f"var(--module-{module})"
-
-
-def palette(k: int, *, dark: bool) -> str:
-    """Return the CSS declarations of the colours of ``k`` modules and of the ink, paper and grid of the pictures."""
-    base = _DARK if dark else _LIGHT
-    tones = [
-        base[i] if i < len(base) else f"hsl({(i * 137.508 + 20) % 360:.0f} 60% {70 if dark else 42}%)" for i in range(k)
-    ]
-    rest = (
-        {"ink": "#e8eaed", "soft": "#a6adb8", "line": "#3a414d", "paper": "#14171c", "panel": "#1c2027"}
-        if dark
-        else {"ink": "#1d2430", "soft": "#5b6575", "line": "#d9dee6", "paper": "#ffffff", "panel": "#f6f8fa"}
-    )
-    names = {**rest, **{f"module-{i}": tone for i, tone in enumerate(tones)}}
-    return " ".join(f"--{name}: {value};" for name, value in names.items())
-
-
-def coloured(*pictures: str) -> int:
-    """Return how many module colours the pictures need: one more than the largest module in them."""
-    return 1 + max((int(m) for p in pictures for m in re.findall(r"--module-(\d+)", p)), default=0)
-
-
-def standalone(svg: str) -> str:
-    """Return a picture as a complete .svg file with its own colours, light and dark."""
-    k = coloured(svg)
-    start = svg.index(">") + 1
-    style = (
-        f"<style>svg {{ {palette(k, dark=False)} background: var(--paper); }}"
-        f" @media (prefers-color-scheme: dark) {{ svg {{ {palette(k, dark=True)} }} }}</style>"
-    )
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + svg[:start] + style + svg[start:] + "\n"
-
-
-def shorten(text: str, limit: int) -> str:
-    """Cut a long name in its middle: the ends of qualified names tell most."""
-    if len(text) <= limit:
-        return text
-    left = (limit - 1) // 3
-    return text[:left] + "…" + text[len(text) - (limit - 1 - left) :]
 
 
 def module_graph(
@@ -136,9 +88,7 @@ def module_graph(
         a, b = place[i], place[j]
         middle = (a + b) / 2
         bend = middle + (centre - middle) * bow
-        label = (
-            f"{names[i]} and {names[j]}: {_figure(value)} ({_figure(s[j, i])} one way, {_figure(s[i, j])} the other)"
-        )
+        label = f"{names[i]} and {names[j]}: {figure(value)} ({figure(s[j, i])} one way, {figure(s[i, j])} the other)"
         parts.append(
             f'<path d="M{a[0]:.1f} {a[1]:.1f} Q{bend[0]:.1f} {bend[1]:.1f} {b[0]:.1f} {b[1]:.1f}" fill="none" '
             f'stroke="var(--soft)" stroke-width="{1 + stroke * value / top:.2f}" stroke-linecap="round" '
@@ -152,7 +102,7 @@ def module_graph(
         normal = np.array([along[1], -along[0]]) / float(np.hypot(*along))
         normal = normal if normal[1] < -0.2 or (abs(normal[1]) <= 0.2 and normal[0] > 0) else -normal
         at = middle + (centre - middle) * bow / 2 + normal * (13 + 9 * abs(normal[0]))
-        parts.append(_halo(at[0], at[1] + 4, _figure(value), 12))
+        parts.append(halo(at[0], at[1] + 4, figure(value), 12))
     for i in range(k):
         x, y = place[i]
         r = radius[i]
@@ -173,7 +123,7 @@ def module_graph(
             base_y = y + sign * (r + 16) + (0 if sign > 0 else -12)
             lines = [] if default and k > 8 else [shorten(names[i], limit)]
             parts += [
-                _halo(x, base_y + 15 * at, text, 12.5 if at == 0 else 11, soft=at == len(lines))
+                halo(x, base_y + 15 * at, text, 12.5 if at == 0 else 11, soft=at == len(lines))
                 for at, text in enumerate([*lines, f"{sizes[i]:,} units"])
             ]
         else:
@@ -181,18 +131,18 @@ def module_graph(
             lines = [] if default and k > 8 else [shorten(names[i], limit)]
             start = y - 7.5 * len(lines) + 4
             parts += [
-                _halo(x + dx, start + 15 * at, text, 12.5 if at < len(lines) else 11, anchor, soft=at == len(lines))
+                halo(x + dx, start + 15 * at, text, 12.5 if at < len(lines) else 11, anchor, soft=at == len(lines))
                 for at, text in enumerate([*lines, f"{sizes[i]:,} units"])
             ]
     said = f"{k} modules with {sum(sizes)} units and {len(pairs)} interfaces."
     if not pairs:
-        parts.append(_text(width / 2, height - 12, "No weight connects two modules.", 12, "middle", soft=True))
+        parts.append(caption(width / 2, height - 12, "No weight connects two modules.", 12, "middle", soft=True))
     elif len(drawn) < len(pairs):
         missing = f"{len(pairs) - len(drawn)} interfaces weaker than 1 % of the strongest are not drawn"
-        parts.append(_text(width / 2, height - 8, missing, 11, "middle", soft=True))
+        parts.append(caption(width / 2, height - 8, missing, 11, "middle", soft=True))
     if pairs:
-        said += f" The strongest is between {names[pairs[-1][1]]} and {names[pairs[-1][2]]} ({_figure(top)})."
-    return _svg(width, height, title, said, parts)
+        said += f" The strongest is between {names[pairs[-1][1]]} and {names[pairs[-1][2]]} ({figure(top)})."
+    return frame(width, height, title, said, parts)
 
 
 def occupancy(
@@ -219,11 +169,11 @@ def occupancy(
             f'<circle cx="{x:.1f}" cy="14" r="9" fill="{colour(j)}"/><text x="{x:.1f}" y="14" dy="0.36em" '
             f'text-anchor="middle" font-size="10" font-weight="650" fill="var(--paper)">{j}</text>'
         )
-    parts.append(_text(left + cell_w * k + 10, 18, "units", 11, soft=True))
+    parts.append(caption(left + cell_w * k + 10, 18, "units", 11, soft=True))
     for row, (name, line) in enumerate(zip(families, counts, strict=True)):
         y, total = top + cell_h * row, sum(line)
-        parts.append(_text(left - 10, y + cell_h / 2 + 4, shorten(name, 26), 11.5, "end", full=name))
-        parts.append(_text(left + cell_w * k + 10, y + cell_h / 2 + 4, f"{total:,}", 11, soft=True))
+        parts.append(caption(left - 10, y + cell_h / 2 + 4, shorten(name, 26), 11.5, "end", full=name))
+        parts.append(caption(left + cell_w * k + 10, y + cell_h / 2 + 4, f"{total:,}", 11, soft=True))
         for j, units in enumerate(line):
             part = units / total if total else 0.0
             x = left + cell_w * j
@@ -244,7 +194,7 @@ def occupancy(
         if families
         else "No layer."
     )
-    return _svg(width, height, title, said, parts)
+    return frame(width, height, title, said, parts)
 
 
 def cut_tree(
@@ -295,7 +245,7 @@ def cut_tree(
         if p < 0 or w is None or not math.isfinite(w):
             continue
         (x1, y1), (x2, y2) = at[v], at[p]
-        label = f"minimum cut between {names[v]} and {names[p]}: {_figure(float(w))}"
+        label = f"minimum cut between {names[v]} and {names[p]}: {figure(float(w))}"
         parts.append(
             f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--soft)" '
             f'stroke-linecap="round" stroke-opacity="0.55" stroke-width="{1.2 + 7 * float(w) / top:.2f}">'
@@ -306,7 +256,7 @@ def cut_tree(
             w = weight[v]
             if p >= 0 and w is not None and math.isfinite(w):
                 (x1, y1), (x2, y2) = at[v], at[p]
-                parts.append(_halo(x1 + (x2 - x1) * 0.4, y1 + (y2 - y1) * 0.4, _figure(float(w)), 10.5))
+                parts.append(halo(x1 + (x2 - x1) * 0.4, y1 + (y2 - y1) * 0.4, figure(float(w)), 10.5))
     for v in range(n):
         x, y = at[v]
         named = names[v] != str(v)
@@ -317,13 +267,13 @@ def cut_tree(
             f'fill="var(--paper)" pointer-events="none">{v}</text>'
         )
         if named and not children[v] and step_x > 60:
-            parts.append(_halo(x, y + 27, shorten(names[v], int(step_x / 7)), 10.5))
+            parts.append(halo(x, y + 27, shorten(names[v], int(step_x / 7)), 10.5))
     said = (
-        f"A tree over {n} vertices with cut values from {_figure(min(finite))} to {_figure(max(finite))}."
+        f"A tree over {n} vertices with cut values from {figure(min(finite))} to {figure(max(finite))}."
         if finite
         else ""
     )
-    return _svg(width, height, title, said, parts)
+    return frame(width, height, title, said, parts)
 
 
 def effect_bars(rows: Sequence[dict[str, Any]], *, title: str = "Effects beside their controls", unit: str = "") -> str:
@@ -347,10 +297,10 @@ def effect_bars(rows: Sequence[dict[str, Any]], *, title: str = "Effects beside 
         return left + span * (value - low) / (high - low)
 
     parts = []
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         x = x_of(tick)
         parts.append(f'<line x1="{x:.1f}" y1="14" x2="{x:.1f}" y2="{height - 30:.1f}" stroke="var(--line)"/>')
-        parts.append(_text(x, height - 16, _figure(tick), 10.5, "middle", soft=True))
+        parts.append(caption(x, height - 16, figure(tick), 10.5, "middle", soft=True))
     zero = x_of(0.0)
     parts.append(f'<line x1="{zero:.1f}" y1="10" x2="{zero:.1f}" y2="{height - 30:.1f}" stroke="var(--soft)"/>')
     for at, r in enumerate(rows):
@@ -360,24 +310,24 @@ def effect_bars(rows: Sequence[dict[str, Any]], *, title: str = "Effects beside 
         controls = ""
         if r.get("low") is not None and r.get("high") is not None:
             c, d = x_of(float(r["low"])), x_of(float(r["high"]))
-            controls = f"; matched random: {_figure(float(r['low']))} to {_figure(float(r['high']))}"
+            controls = f"; matched random: {figure(float(r['low']))} to {figure(float(r['high']))}"
             band = (
                 f'<rect x="{c:.1f}" y="{y - 3:.1f}" width="{max(d - c, 2):.1f}" height="22" fill="var(--soft)" '
                 f'fill-opacity="0.3" stroke="var(--soft)" stroke-width="1" rx="2"/>'
             )
         else:
             band = ""
-        told = f"{r['label']}: {_figure(value)}{controls}"
+        told = f"{r['label']}: {figure(value)}{controls}"
         parts.append(
             f"<g><title>{escape(told)}</title>"
             f'<rect x="{a:.1f}" y="{y + 2:.1f}" width="{max(b - a, 1.5):.1f}" height="12" rx="2" fill="{tint}"/>'
             f"{band}</g>"
         )
-        parts.append(_text(left - 12, y + 12, shorten(str(r["label"]), 38), 11.5, "end", full=str(r["label"])))
-        parts.append(_text(width - right + 12, y + 12, _signed(value), 11.5))
-    parts.append(_text(left + span / 2, height - 2, unit, 10.5, "middle", soft=True))
+        parts.append(caption(left - 12, y + 12, shorten(str(r["label"]), 38), 11.5, "end", full=str(r["label"])))
+        parts.append(caption(width - right + 12, y + 12, signed(value), 11.5))
+    parts.append(caption(left + span / 2, height - 2, unit, 10.5, "middle", soft=True))
     said = f"{len(rows)} effects; the grey band is what matched random modules do."
-    return _svg(width, height, title, said, parts)
+    return frame(width, height, title, said, parts)
 
 
 def dots(
@@ -400,11 +350,11 @@ def dots(
         return left + span * (min(max(value, low), high) - low) / (high - low)
 
     parts = []
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         parts.append(
             f'<line x1="{x_of(tick):.1f}" y1="8" x2="{x_of(tick):.1f}" y2="{height - 26:.1f}" stroke="var(--line)"/>'
         )
-        parts.append(_text(x_of(tick), height - 11, _figure(tick), 10.5, "middle", soft=True))
+        parts.append(caption(x_of(tick), height - 11, figure(tick), 10.5, "middle", soft=True))
     parts.append(
         f'<line x1="{x_of(chance):.1f}" y1="6" x2="{x_of(chance):.1f}" y2="{height - 26:.1f}" stroke="var(--soft)" '
         'stroke-dasharray="3 3"><title>chance</title></line>'
@@ -412,35 +362,35 @@ def dots(
     for at, r in enumerate(rows):
         y = 22 + line * at
         tint = colour(int(r["module"])) if r.get("module") is not None else "var(--ink)"
-        parts.append(_text(left - 12, y + 4, shorten(str(r["label"]), 20), 11.5, "end", full=str(r["label"])))
+        parts.append(caption(left - 12, y + 4, shorten(str(r["label"]), 20), 11.5, "end", full=str(r["label"])))
         for c in r.get("random") or []:
             if c is not None:
                 parts.append(
                     f'<circle cx="{x_of(c):.1f}" cy="{y}" r="4.5" fill="none" stroke="var(--soft)" stroke-width="1.5">'
-                    f"<title>random module: {_figure(c)}</title></circle>"
+                    f"<title>random module: {figure(c)}</title></circle>"
                 )
         for c in r.get("shuffled") or []:
             if c is not None:
                 parts.append(
                     f'<line x1="{x_of(c):.1f}" y1="{y - 7}" x2="{x_of(c):.1f}" y2="{y + 7}" stroke="var(--soft)" '
-                    f'stroke-width="1.5"><title>another module\'s evidence: {_figure(c)}</title></line>'
+                    f'stroke-width="1.5"><title>another module\'s evidence: {figure(c)}</title></line>'
                 )
         if r.get("value") is None:
-            parts.append(_text(width - right + 10, y + 4, "n/a", 11.5, soft=True))
+            parts.append(caption(width - right + 10, y + 4, "n/a", 11.5, soft=True))
             continue
         if r.get("low") is not None and r.get("high") is not None:
             parts.append(
                 f'<line x1="{x_of(r["low"]):.1f}" y1="{y}" x2="{x_of(r["high"]):.1f}" y2="{y}" stroke="{tint}" '
                 'stroke-width="3" stroke-opacity="0.5"/>'
             )
-        label = f"{r['label']}: {_figure(r['value'])}"
+        label = f"{r['label']}: {figure(r['value'])}"
         parts.append(
             f'<circle cx="{x_of(r["value"]):.1f}" cy="{y}" r="6" fill="{tint}" stroke="var(--paper)" '
             f'stroke-width="1.5"><title>{escape(label)}</title></circle>'
         )
-        parts.append(_text(width - right + 10, y + 4, f"{r['value']:.2f}", 11.5))
+        parts.append(caption(width - right + 10, y + 4, f"{r['value']:.2f}", 11.5))
     said = "Filled dots: the score with its 95 % interval. Rings: random modules. Ticks: evidence of other modules."
-    return _svg(width, height, title, said, parts)
+    return frame(width, height, title, said, parts)
 
 
 def steps(
@@ -473,7 +423,7 @@ def steps(
     for at, r in enumerate(rows):
         y = top + line * (at + 0.5)
         parts.append(f'<line x1="{left:.1f}" y1="{y:.1f}" x2="{width - 10:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        parts.append(_text(left - 12, y + 4, shorten(str(r["label"]), 36), 11.5, "end", full=str(r["label"])))
+        parts.append(caption(left - 12, y + 4, shorten(str(r["label"]), 36), 11.5, "end", full=str(r["label"])))
         for e in r["effects"]:
             size = e.get("control")
             if e["module"] not in where or e.get("value") is None:
@@ -481,10 +431,10 @@ def steps(
             x, value = where[e["module"]], float(e["value"])
             radius = max(1.5, 18 * math.sqrt(abs(value) / most))
             fill = colour(e["module"]) if value <= 0 else "var(--paper)"
-            told = f"module {e['module']} at {r['label']}: {_signed(value)}"
+            told = f"module {e['module']} at {r['label']}: {signed(value)}"
             ring = ""
             if size is not None:
-                told += f"; matched random modules: {_figure(size)}"
+                told += f"; matched random modules: {figure(size)}"
                 reach = max(1.0, 18 * math.sqrt(abs(size) / most))
                 ring = (
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{reach:.1f}" fill="none" stroke="var(--ink)" '
@@ -496,7 +446,7 @@ def steps(
                 f'stroke="{colour(e["module"])}" stroke-width="2"/>{ring}{star}</g>'
             )
     said = f"{len(rows)} stretches of the forward pass against {len(modules)} modules."
-    return _svg(width, height, title, said, parts)
+    return frame(width, height, title, said, parts)
 
 
 def _around(both: Points) -> list[int]:
@@ -509,61 +459,3 @@ def _around(both: Points) -> list[int]:
         left = [j for j in range(k) if j not in order]
         order.append(max(left, key=lambda j: (both[order[-1], j], -j)))
     return order
-
-
-def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    raw = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _figure(value: float) -> str:
-    value = float(value)
-    if value != value:
-        return "n/a"
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
-        return f"{value:.2g}"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def _signed(value: float) -> str:
-    return _figure(value) if value <= 0 else f"+{_figure(value)}"
-
-
-def _text(
-    x: float, y: float, text: str, size: float, anchor: str = "start", *, soft: bool = False, full: str = ""
-) -> str:
-    hint = f"<title>{escape(full)}</title>" if full and full != text else ""
-    tone = "var(--soft)" if soft else "var(--ink)"
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} font-size="{size:g}" fill="{tone}">{hint}{escape(text)}</text>'
-
-
-def _halo(x: float, y: float, text: str, size: float, anchor: str = "middle", *, soft: bool = False) -> str:
-    """A label that stays readable over lines: its outline is painted first in the colour of the paper."""
-    tone = "var(--soft)" if soft else "var(--ink)"
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size:g}" fill="{tone}" '
-        f'stroke="var(--paper)" stroke-width="4" stroke-linejoin="round" paint-order="stroke" pointer-events="none">'
-        f"{escape(text)}</text>"
-    )
-
-
-def _svg(width: float, height: float, title: str, description: str, parts: Sequence[str]) -> str:
-    body = "".join(parts)
-    # From the contents, so that equal pictures are equal files.
-    name = f"picture-{hashlib.sha256(f'{title}|{description}|{body}'.encode()).hexdigest()[:10]}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" role="img" aria-labelledby="{name}-title {name}-text" '
-        'font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(description)}</desc>'
-        + body
-        + "</svg>"
-    )

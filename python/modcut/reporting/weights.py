@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modcut.reporting.svg import _svg, _text, colour
+from modcut.reporting.draw import caption, colour, frame
 
 # Pixels of a panel's longer side; matrices are averaged down to at most this many cells.
 _SIDE = 220
@@ -59,7 +59,7 @@ def weight_maps(panels: Sequence[Panel], *, title: str = "Weights, sorted by mod
     parts: list[str] = []
     for i, (p, c) in enumerate(zip(panels, cells, strict=True)):
         x, y = _GAP + i * (_SIDE + _GAP), 40
-        parts.append(_text(x + _SIDE / 2, 22, p.title, 14, "middle"))
+        parts.append(caption(x + _SIDE / 2, 22, p.title, 14, "middle"))
         # Ink as opacity: the picture follows a light or dark page because its colour comes from the page.
         parts.append(
             f'<mask id="ink-{i}"><image x="{x}" y="{y}" width="{_SIDE}" height="{_SIDE}" preserveAspectRatio="none" '
@@ -72,9 +72,9 @@ def weight_maps(panels: Sequence[Panel], *, title: str = "Weights, sorted by mod
         for label, share, start in _runs(p.col_label):
             parts.append(_bar(x + start * _SIDE, y + _SIDE + 3, share * _SIDE, 5, label))
         for j, note in enumerate(p.notes):
-            parts.append(_text(x + _SIDE / 2, y + _SIDE + 26 + 18 * j, note, 12, "middle", soft=j > 0))
+            parts.append(caption(x + _SIDE / 2, y + _SIDE + 26 + 18 * j, note, 12, "middle", soft=j > 0))
     told = "; ".join(f"{p.title}: {', '.join(p.notes)}" if p.notes else p.title for p in panels)
-    return _svg(width, height, title, told, parts)
+    return frame(width, height, title, told, parts)
 
 
 def _cells(p: Panel) -> NDArray[np.float64]:
