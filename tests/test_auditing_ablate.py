@@ -174,6 +174,18 @@ def test_scale_one_changes_no_bit_and_scale_zero_is_zero(dtype):
             assert not torch.equal(model(x), plain) and not torch.equal(model(x), scaled)
 
 
+def test_the_dial_has_a_default_in_each_mode():
+    model, P = random_gpt()
+    x, reference = tokens(6), [tokens(20, seed=1)]
+
+    def moved(mode, **scale):
+        with torch.no_grad(), ablate(model, P, 0, mode, reference=reference, **scale):
+            return model(x)
+
+    assert torch.equal(moved("noise"), moved("noise", scale=1.0))
+    assert torch.equal(moved("scale"), moved("scale", scale=0.0))
+
+
 def test_noise_grows_with_its_dial_and_repeats_with_its_seed():
     model, P = random_gpt()
     x, reference = tokens(6), [tokens(20, seed=1)]
@@ -339,7 +351,7 @@ def test_it_acts_at_the_taps_it_is_told():
         ({"modules": 0, "mode": "resample"}, 'mode "resample" needs reference data'),
         ({"modules": 0, "mode": "off"}, "mode must be one of zero, mean"),
         ({"modules": 0, "mode": "scale", "scale": float("nan")}, "scale must be finite"),
-        ({"modules": 0, "mode": "noise"}, "scale must be positive"),
+        ({"modules": 0, "mode": "noise", "scale": 0.0}, "scale must be positive"),
         ({"modules": torch.arange(12)}, "none of the 12 vertices"),
     ],
 )

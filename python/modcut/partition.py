@@ -198,7 +198,8 @@ class Partition:
 
     def __repr__(self) -> str:
         sizes = torch.bincount(self.labels, minlength=self.k).tolist()
-        return f"Partition(k={self.k}, n={self.n}, sizes={sizes}, edge={self.graph.edge!r}, meta={self.meta})"
+        origin = "".join(f", {key}={self.meta[key]!r}" for key in ("method", "seed") if key in self.meta)
+        return f"Partition(k={self.k}, n={self.n}, sizes={sizes}, edge={self.graph.edge!r}{origin})"
 
     # -- files --------------------------------------------------------------------------------------------------------
 

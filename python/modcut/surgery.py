@@ -98,6 +98,13 @@ class Healed:
     """What ``train_step`` returned, where it returned numbers."""
     _handles: list[RemovableHandle] = field(default_factory=list, repr=False)
 
+    def __repr__(self) -> str:
+        held = sum(int(mask.sum()) for mask in self.masks.values())
+        return (
+            f"Healed({held} cross-module weights held at zero, {self.interface_edges} of {self.cross_edges} kept, "
+            f"{self.steps} steps, k={self.partition.k})"
+        )
+
     def apply(self) -> None:
         """Set the removed weights to zero again (after a training step of your own)."""
         for m in self.partition.graph.matrices:

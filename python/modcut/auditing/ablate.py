@@ -122,7 +122,7 @@ def ablate(
     modules: Which,
     mode: Mode = "zero",
     reference: Any = None,
-    scale: float = 0.0,
+    scale: float | None = None,
     *,
     seed: int = 0,
     outputs: bool = False,
@@ -154,7 +154,7 @@ def ablate(
         reference: data (batches as everywhere), or a ``Reference`` collected before; needed by ``mean`` and
             ``resample``. It is run when the block is first entered, in evaluation mode, with whatever other ablations
             are active then, and kept.
-        scale: see ``scale`` and ``noise``.
+        scale: see ``scale`` (default 0.0, as ``zero``) and ``noise`` (default 1.0).
         seed: of the draws of ``resample`` and ``noise``; every entry into a block starts them again. The draws of
             ``resample`` run through the samples in order, however they are batched.
         outputs: also replace the model's outputs (logits), which are left alone by default.
@@ -170,6 +170,8 @@ def ablate(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if scale is None:
+        scale = 1.0 if mode == "noise" else 0.0
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
     if mode == "noise" and scale <= 0:
