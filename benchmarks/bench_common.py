@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from modcut import provenance
 
@@ -55,8 +58,27 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Write the rows beside machine, versions, commit and seed."""
     if args.out is None:
         return
-    versions = {name: importlib.metadata.version(name) for name in ("igraph", "scipy")}
+    versions = {}
+    for name in ("igraph", "scipy"):  # a GPU machine may lack the peers of the CPU benchmarks
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     # A busy machine stretches all times alike at best: the load says how far to trust the ratios.
     stamp = provenance.stamp(seed=args.seed, cpu=cpu_model(), load=os.getloadavg(), **versions)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"command": provenance.command(), "stamp": stamp, "rows": rows}, indent=1) + "\n")
+
+
+def main(
+    description: str | None,
+    cases: Sequence[str],
+    long: Container[str],
+    run: Callable[[str, argparse.Namespace], dict[str, Any]],
+) -> None:
+    """Run the chosen cases one after the other; what is done is on the screen and in the file at once."""
+    args = arguments(description, cases)
+    torch.set_num_threads(args.threads)
+    rows = []
+    for name in args.cases or [c for c in cases if args.long or c not in long]:
+        rows.append(run(name, args))
+        show(rows[-1])
+        write(args, rows)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import modcut
-from bench_common import arguments, best_of, show, write
+from bench_common import best_of, main
 from modcut import testing
 from modcut._problem import problem
 
@@ -80,15 +80,5 @@ def run(name: str, seed: int, repeat: int, threads: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    args = arguments(__doc__, list(CASES))
-    torch.set_num_threads(args.threads)
-    rows = []
-    for name in args.cases or [c for c in CASES if args.long or c not in LONG]:
-        rows.append(run(name, args.seed, args.repeat, args.threads))
-        show(rows[-1])
-        write(args, rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, list(CASES), LONG, lambda name, args: run(name, args.seed, args.repeat, args.threads))

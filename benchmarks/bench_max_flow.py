@@ -18,7 +18,7 @@ import torch
 from scipy.sparse.csgraph import maximum_flow
 
 import modcut
-from bench_common import arguments, best_of, show, write
+from bench_common import best_of, main
 from modcut import testing
 from modcut._problem import problem
 from modcut.graph.types import WeightGraph
@@ -82,15 +82,5 @@ def run(name: str, seed: int, repeat: int, threads: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    args = arguments(__doc__, list(CASES))
-    torch.set_num_threads(args.threads)
-    rows = []
-    for name in args.cases or [c for c in CASES if args.long or c not in LONG]:
-        rows.append(run(name, args.seed, args.repeat, args.threads))
-        show(rows[-1])
-        write(args, rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, list(CASES), LONG, lambda name, args: run(name, args.seed, args.repeat, args.threads))
