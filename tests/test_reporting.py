@@ -371,3 +371,9 @@ def test_metrics_stand_beside_their_control_or_say_that_there_is_none() -> None:
     assert "Of <b>that</b> model." in page.text  # escaped
     with pytest.raises(ValueError, match="about must name sections"):
         render(partition=P, about={"nowhere": ""})
+
+
+def test_layers_that_differ_in_a_number_are_told_apart_in_the_picture() -> None:
+    names = [f"model.layers.{i}.self_attn.heads" for i in range(31)]
+    shown = ET.fromstring(svg.occupancy(names, [[1, 2]] * 31)).iter("{http://www.w3.org/2000/svg}text")
+    assert set(names) <= {"".join(t.itertext()) for t in shown}

@@ -159,7 +159,9 @@ def occupancy(
         title: accessible title.
     """
     k = max((len(c) for c in counts), default=0)
-    left, top, cell_h = 190.0, 30.0, 22.0 if len(families) <= 30 else 17.0
+    # Wide enough for the number of a layer in "model.layers.10.self_attn.heads", which a shorter name would lose.
+    limit = min(max((len(f) for f in families), default=0), 36)
+    left, top, cell_h = 10 + 6.9 * max(limit, 26), 30.0, 22.0 if len(families) <= 30 else 17.0
     cell_w = min(84.0, max(30.0, 520.0 / max(k, 1)))
     width, height = left + cell_w * max(k, 1) + 74, top + cell_h * len(families) + 8
     parts = []
@@ -172,7 +174,7 @@ def occupancy(
     parts.append(caption(left + cell_w * k + 10, 18, "units", 11, soft=True))
     for row, (name, line) in enumerate(zip(families, counts, strict=True)):
         y, total = top + cell_h * row, sum(line)
-        parts.append(caption(left - 10, y + cell_h / 2 + 4, shorten(name, 26), 11.5, "end", full=name))
+        parts.append(caption(left - 10, y + cell_h / 2 + 4, shorten(name, max(limit, 26)), 11.5, "end", full=name))
         parts.append(caption(left + cell_w * k + 10, y + cell_h / 2 + 4, f"{total:,}", 11, soft=True))
         for j, units in enumerate(line):
             part = units / total if total else 0.0
