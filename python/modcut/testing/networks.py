@@ -149,7 +149,7 @@ def gpt_graph(
 class DigitsNet:
     """A perceptron trained on scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels).
 
-    Equal seeds give equal nets. Training takes about a second: ``steps`` AdamW steps of 64 images. Its graph is live: the
+    Equal seeds give equal nets. Training takes about a second: ``steps`` AdamW steps of 64 images. Its graph is live:
     edges follow the weights.
 
     Args:
