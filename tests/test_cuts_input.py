@@ -344,11 +344,11 @@ def test_a_missing_engine_is_reported_with_how_to_build_it() -> None:
         try:
             modcut.gomory_hu_tree(torch.ones(3, 3))
         except RuntimeError as error:
-            assert "pip install" in str(error), error
-        else:
-            raise SystemExit("no error")
+            print(error)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pip install" in done.stdout
 
 
 def test_importing_the_cuts_does_not_load_the_engine_or_any_optional_package() -> None:

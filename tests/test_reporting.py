@@ -168,7 +168,11 @@ def test_a_report_of_nothing_is_still_a_page() -> None:
 
 @pytest.mark.parametrize("name", ["partition", "cards", "trace", "effects", "table", "tree"])
 def test_every_part_stands_alone(parts: dict[str, Any], name: str) -> None:
-    checked(render(**{name: parts[name]}))
+    section = {"partition": "modules", "table": "results"}.get(name, name)
+    page = checked(render(**{name: parts[name]}))
+    assert section in page.ids
+    others = {"results", "tree", "trace", "effects"} - {section}
+    assert not others & set(page.ids)
 
 
 def test_saved_json_gives_the_same_pictures(parts: dict[str, Any]) -> None:
@@ -212,7 +216,7 @@ def test_text_from_data_and_models_runs_nothing(parts: dict[str, Any]) -> None:
 
 
 def test_a_planted_unescaped_text_is_caught(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (draw, svg):
+    for module in (draw, svg.maps, svg.tree, svg.charts):
         monkeypatch.setattr(module, "escape", lambda text: str(text))
     view = partition_view(parts["partition"])
     view["families"][0]["family"] = "<script>alert(1)</script>"
@@ -301,8 +305,12 @@ def test_bars_stay_inside_the_picture(values: list[float]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.text(max_size=40))
 def test_any_text_can_be_a_name(name: str) -> None:
-    ET.fromstring(draw.standalone(svg.module_graph([1, 2], [[0, 1], [0, 0]], names=[name, name])))
-    checked(render(title=name, table=[{"a": name}]))
+    drawn = ET.fromstring(draw.standalone(svg.module_graph([1, 2], [[0, 1], [0, 0]], names=[name, name])))
+    said = draw.clean(name).replace("\r", "\n")  # as an XML reader gives line ends back
+    hints = [t.text or "" for t in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert any(hint.startswith(f"{said}: 1 units") for hint in (h.replace("\r", "\n") for h in hints))
+    page = checked(render(title=name, table=[{"a": name}]))
+    assert page.text.replace("\r", "\n").count(said) >= 2  # the title and the cell
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
