@@ -28,6 +28,7 @@ _HOME = {
     "cut_and_heal": "modcut.modules",
     "describe": "modcut.reading",
     "OpenAIClient": "modcut.reading",
+    "LocalClient": "modcut.reading",
     "ModuleCards": "modcut.reading",
     "ablate": "modcut.auditing",
     "trace": "modcut.auditing",

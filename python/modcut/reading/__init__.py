@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from modcut.reading.cards import ModuleCard, ModuleCards
-from modcut.reading.clients import Client, ClientError, OpenAIClient, ReplayClient, Reply
+from modcut.reading.clients import Client, ClientError, LocalClient, OpenAIClient, RecordingClient, ReplayClient, Reply
 from modcut.reading.reader import describe
 
-__all__ = ["Client", "ClientError", "ModuleCard", "ModuleCards", "OpenAIClient", "ReplayClient", "Reply", "describe"]
+__all__ = [
+    "Client",
+    "ClientError",
+    "LocalClient",
+    "ModuleCard",
+    "ModuleCards",
+    "OpenAIClient",
+    "RecordingClient",
+    "ReplayClient",
+    "Reply",
+    "describe",
+]
