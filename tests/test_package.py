@@ -20,6 +20,8 @@ LAYERS = (
     ("_problem",),
     ("tree",),
     ("_settle",),
+    ("_contract", "_engine"),
+    ("_isolate",),
     ("cuts",),
     ("graph",),
     ("testing", "controls", "metrics"),

@@ -9,19 +9,18 @@ of the cut, and comes with a proven lower bound; ``exact`` means that the two me
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from modcut._arrays import as_labels, capsule, native, vertex
-from modcut._problem import Problem, is_weight_graph, iter_blocks, merged, problem
-from modcut._settle import settled
-from modcut.tree import CERTIFICATES, Cut, CutTree, TreeStats
+from modcut._arrays import as_labels, vertex
+from modcut._engine import solve, tree_of
+from modcut._isolate import isolate
+from modcut._problem import is_weight_graph, iter_blocks, merged, problem
+from modcut.tree import Cut, CutTree
 
 __all__ = [
     "Cut",
@@ -33,9 +32,6 @@ __all__ = [
     "quotient_matrix",
     "quotient_tree",
 ]
-
-_TREE_INTEGER = 2**53  # weights of trees are float64, which holds every integer up to here
-_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}  # what "exact" may differ by, relative to the cut
 
 
 def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
@@ -58,7 +54,7 @@ def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: boo
         TypeError, ValueError: see :func:`modcut._problem.problem`; s == t; no such vertex.
         RuntimeError: the compiled engine is missing.
     """
-    return _solve(problem(g, bipartite=bipartite, symmetrize=symmetrize), s, t, threads)
+    return solve(problem(g, bipartite=bipartite, symmetrize=symmetrize), s, t, threads)
 
 
 def min_cut(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
@@ -104,7 +100,7 @@ def gomory_hu_tree(
     if method == "exact" and eps != 0.0:
         raise ValueError(f'eps must be 0 with method="exact", got {eps:g}; use method="approx"')
     seed = operator.index(seed)
-    return _tree(problem(g, bipartite=bipartite, symmetrize=symmetrize), certificates, threads, seed, float(eps))
+    return tree_of(problem(g, bipartite=bipartite, symmetrize=symmetrize), certificates, threads, seed, float(eps))
 
 
 def global_min_cut(g: Any, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
@@ -116,7 +112,7 @@ def global_min_cut(g: Any, *, bipartite: bool = False, symmetrize: bool = False,
     p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
     if p.n < 2:
         raise ValueError(f"g must have at least 2 vertices to be cut, got {p.n}")
-    tree = _tree(p, True, threads, 0, 0.0)
+    tree = tree_of(p, True, threads, 0, 0.0)
     v = int(torch.argmin(tree.weight))
     return tree.min_cut(v, int(tree.parent[v]))
 
@@ -126,8 +122,11 @@ def isolating_cuts(
 ) -> list[Cut]:
     """Return, for every terminal, a minimum cut between it and all other terminals, with the terminal's side.
 
-    One flow per terminal, against the others tied to one extra vertex by edges too strong to be cut. ``.t`` is the
-    first of the others.
+    Sides are disjoint, and the smallest of their value. From 16 terminals on, ceil(log2 K) flows between halves of the
+    K terminals first divide the graph into one region per terminal (Li and Panigrahi, 2020); then one flow per
+    terminal, inside its region, whose outside is drawn together into one vertex. ``.t`` is the first of the other
+    terminals; ``.stats`` holds the size of the region and the number of big flows. O(K + log K) flows at worst, those
+    inside the regions together as large as the graph.
 
     Raises:
         TypeError, ValueError: fewer than two terminals, repeated ones, no such vertex; see :func:`max_flow`.
@@ -139,12 +138,7 @@ def isolating_cuts(
     if len(set(chosen)) < len(chosen):
         twice = next(v for v in chosen if chosen.count(v) > 1)
         raise ValueError(f"terminals must be different vertices, got {twice} more than once")
-    cuts = []
-    for v in chosen:
-        others = [u for u in chosen if u != v]
-        cut = _solve(p.with_super_vertices([others]), v, p.n, threads)
-        cuts.append(replace(cut, side=cut.side[: p.n].clone(), t=others[0]))
-    return cuts
+    return isolate(p, chosen, threads)
 
 
 def quotient_matrix(
@@ -182,83 +176,7 @@ def quotient_tree(
 
     Its cuts keep modules whole: the interfaces between groups of modules, over all routes and not only direct edges.
     """
-    return _tree(problem(_quotient(g, labels, k, bipartite, symmetrize)), True, threads, 0, 0.0)
-
-
-# --- the engine -------------------------------------------------------------------------------------------------------
-
-
-def _solve(p: Problem, s: Any, t: Any, threads: int) -> Cut:
-    if p.n == 0:
-        raise ValueError("g must have vertices s and t, got an empty graph")
-    s, t = vertex(s, "s", p.n), vertex(t, "t", p.n)
-    if s == t:
-        raise ValueError(f"s and t must be different vertices, got {s} twice")
-    side = torch.zeros(p.n, dtype=torch.bool)
-    settings = {"threads": _threads(threads)}
-    r = native().max_flow(p.n, p.native_blocks(), p.native_csr(), s, t, capsule(side), settings)
-    known = ("value", "lower", "exact")
-    value, lower = r["value"], min(r["lower"], r["value"])
-    gap = float((value - lower) / value) if value > 0 else 0.0
-    return Cut(
-        value=p.number(value),
-        side=side,
-        # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats["gap"].
-        lower=p.number(value if r["exact"] else lower),
-        exact=bool(r["exact"]),
-        s=s,
-        t=t,
-        stats={key: value for key, value in r.items() if key not in known} | {"gap": gap},
-    )
-
-
-def _tree(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -> CutTree:
-    degree = p.degree() if p.integer else None
-    if degree is not None and p.n and int(degree.max()) >= _TREE_INTEGER:
-        raise ValueError(
-            f"integer strengths must be below 2^53 for a tree (its weights are float64), got {int(degree.max())}; "
-            "pass floats instead"
-        )
-    n = p.n
-    parent = torch.full((n,), -1, dtype=torch.int64)
-    weight = torch.full((n,), math.inf, dtype=torch.float64)
-    lower = torch.full((n,), math.inf, dtype=torch.float64)
-    certified = torch.zeros(n, dtype=torch.uint8)
-    settings = {"certificates": bool(certificates), "threads": _threads(threads), "seed": seed}
-    r: dict[str, Any] = {"flows": 0, "certified": 0, "passes": 0.0, "seconds": 0.0, "exact": True, "gap": 0.0}
-    if n > 1:
-        outputs = [capsule(x) for x in (parent, weight, lower, certified)]
-        r = native().gomory_hu(n, p.native_blocks(), p.native_csr(), *outputs, settings)
-    exact, gap = bool(r["exact"]), float(r["gap"])
-    tree = CutTree(parent, weight, torch.minimum(lower, weight), certified, False, p.integer, seed, eps)
-    if not p.integer and n > 2:
-        tree = settled(p, tree, lambda u, v: _solve(p, u, v, threads).side)
-        positive = (tree.parent >= 0) & (tree.weight > 0)
-        gap = max(gap, float(torch.where(positive, 1 - tree.lower / tree.weight, 0.0).max()))
-        exact = exact and gap <= _TOLERANCE[p.dtype]
-    # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
-    lower = tree.weight if exact else tree.lower
-    certified, edges = tree.certified, tree.edges
-    codes = certified[edges].tolist()
-    counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
-    first = ("flows", "certified", "passes", "seconds", "gap", "exact", "root")
-    stats = TreeStats(
-        flows=int(r["flows"]),
-        certified=int(r["certified"]),
-        certified_by=counts,
-        passes=float(r["passes"]),
-        seconds=float(r["seconds"]),
-        gap=gap,
-        native={key: value for key, value in r.items() if key not in first},
-    )
-    return replace(tree, lower=lower.clone(), exact=exact, stats=replace(stats, trivial_fraction=tree.trivial_fraction))
-
-
-def _threads(threads: Any) -> int:
-    count = operator.index(threads)
-    if count < 1:
-        raise ValueError(f"threads must be at least 1, got {count}")
-    return count
+    return tree_of(problem(_quotient(g, labels, k, bipartite, symmetrize)), True, threads, 0, 0.0)
 
 
 def _quotient(g: Any, labels: Any, k: int | None, bipartite: bool, symmetrize: bool) -> Tensor:

@@ -1,0 +1,96 @@
+"""One flow, one tree: what the compiled engine returns, as checked results."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from modcut._arrays import capsule, native, vertex
+from modcut._problem import Problem
+from modcut._settle import settled
+from modcut.tree import CERTIFICATES, Cut, CutTree, TreeStats
+
+TREE_INTEGER = 2**53
+"""Weights of trees are float64, which holds every integer up to here."""
+TOLERANCE = {torch.int64: 0.0, torch.float64: 1e-12, torch.float32: 1e-6}
+"""What the bounds of an exact cut may differ by, relative to it."""
+
+
+def solve(p: Problem, s: Any, t: Any, threads: int = 1, **settings: Any) -> Cut:
+    """Return a minimum cut between two vertices; ``settings`` go to the engine."""
+    if p.n == 0:
+        raise ValueError("g must have vertices s and t, got an empty graph")
+    s, t = vertex(s, "s", p.n), vertex(t, "t", p.n)
+    if s == t:
+        raise ValueError(f"s and t must be different vertices, got {s} twice")
+    side = torch.zeros(p.n, dtype=torch.bool)
+    settings = {"threads": threads_of(threads), **settings}
+    r = native().max_flow(p.n, p.native_blocks(), p.native_csr(), s, t, capsule(side), settings)
+    known = ("value", "lower", "exact")
+    value, lower = r["value"], min(r["lower"], r["value"])
+    gap = float((value - lower) / value) if value > 0 else 0.0
+    return Cut(
+        value=p.number(value),
+        side=side,
+        # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats["gap"].
+        lower=p.number(value if r["exact"] else lower),
+        exact=bool(r["exact"]),
+        s=s,
+        t=t,
+        stats={key: value for key, value in r.items() if key not in known} | {"gap": gap},
+    )
+
+
+def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -> CutTree:
+    """Return the cut tree of a checked graph."""
+    degree = p.degree() if p.integer else None
+    if degree is not None and p.n and int(degree.max()) >= TREE_INTEGER:
+        raise ValueError(
+            f"integer strengths must be below 2^53 for a tree (its weights are float64), got {int(degree.max())}; "
+            "pass floats instead"
+        )
+    n = p.n
+    parent = torch.full((n,), -1, dtype=torch.int64)
+    weight = torch.full((n,), math.inf, dtype=torch.float64)
+    lower = torch.full((n,), math.inf, dtype=torch.float64)
+    certified = torch.zeros(n, dtype=torch.uint8)
+    settings = {"certificates": bool(certificates), "threads": threads_of(threads), "seed": seed}
+    r: dict[str, Any] = {"flows": 0, "certified": 0, "passes": 0.0, "seconds": 0.0, "exact": True, "gap": 0.0}
+    if n > 1:
+        outputs = [capsule(x) for x in (parent, weight, lower, certified)]
+        r = native().gomory_hu(n, p.native_blocks(), p.native_csr(), *outputs, settings)
+    exact, gap = bool(r["exact"]), float(r["gap"])
+    tree = CutTree(parent, weight, torch.minimum(lower, weight), certified, False, p.integer, seed, eps)
+    if not p.integer and n > 2:
+        tree = settled(p, tree, lambda u, v: solve(p, u, v, threads).side)
+        positive = (tree.parent >= 0) & (tree.weight > 0)
+        gap = max(gap, float(torch.where(positive, 1 - tree.lower / tree.weight, 0.0).max()))
+        exact = exact and gap <= TOLERANCE[p.dtype]
+    # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
+    lower = tree.weight if exact else tree.lower
+    certified, edges = tree.certified, tree.edges
+    codes = certified[edges].tolist()
+    counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
+    first = ("flows", "certified", "passes", "seconds", "gap", "exact", "root")
+    stats = TreeStats(
+        flows=int(r["flows"]),
+        certified=int(r["certified"]),
+        certified_by=counts,
+        passes=float(r["passes"]),
+        seconds=float(r["seconds"]),
+        gap=gap,
+        native={key: value for key, value in r.items() if key not in first},
+    )
+    return replace(tree, lower=lower.clone(), exact=exact, stats=replace(stats, trivial_fraction=tree.trivial_fraction))
+
+
+def threads_of(threads: Any) -> int:
+    """Return a number of threads, checked."""
+    count = operator.index(threads)
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    return count
