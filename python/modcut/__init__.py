@@ -18,6 +18,7 @@ _HOME = {
     "isolating_cuts": "modcut.cuts",
     "quotient_matrix": "modcut.cuts",
     "quotient_tree": "modcut.cuts",
+    "recertify": "modcut.cuts",
     "Cut": "modcut.tree",
     "CutTree": "modcut.tree",
     "modularity_loss": "modcut.loss",

@@ -11,8 +11,9 @@ import torch
 
 from modcut._arrays import capsule, native, vertex
 from modcut._problem import Problem
+from modcut._remember import memory_of
 from modcut._settle import settled
-from modcut.tree import CERTIFICATES, Cut, CutTree, TreeStats
+from modcut.tree import CERTIFICATES, Cut, CutTree, Memory, TreeStats
 
 TREE_INTEGER = 2**53
 """Weights of trees are float64, which holds every integer up to here."""
@@ -45,7 +46,7 @@ def solve(p: Problem, s: Any, t: Any, threads: int = 1, **settings: Any) -> Cut:
     )
 
 
-def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -> CutTree:
+def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float, *, remember: bool = False) -> CutTree:
     """Return the cut tree of a checked graph."""
     degree = p.degree() if p.integer else None
     if degree is not None and p.n and int(degree.max()) >= TREE_INTEGER:
@@ -63,29 +64,40 @@ def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float)
     if n > 1:
         outputs = [capsule(x) for x in (parent, weight, lower, certified)]
         r = native().gomory_hu(n, p.native_blocks(), p.native_csr(), *outputs, settings)
-    exact, gap = bool(r["exact"]), float(r["gap"])
-    tree = CutTree(parent, weight, torch.minimum(lower, weight), certified, False, p.integer, seed, eps)
-    if not p.integer and n > 2:
-        tree = settled(p, tree, lambda u, v: solve(p, u, v, threads).side)
-        positive = (tree.parent >= 0) & (tree.weight > 0)
-        gap = max(gap, float(torch.where(positive, 1 - tree.lower / tree.weight, 0.0).max()))
-        exact = exact and gap <= TOLERANCE[p.dtype]
-    # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
-    lower = tree.weight if exact else tree.lower
-    certified, edges = tree.certified, tree.edges
-    codes = certified[edges].tolist()
-    counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
-    first = ("flows", "certified", "passes", "seconds", "gap", "exact", "root")
+    known = ("flows", "certified", "passes", "seconds", "gap", "exact", "root")
     stats = TreeStats(
         flows=int(r["flows"]),
         certified=int(r["certified"]),
-        certified_by=counts,
         passes=float(r["passes"]),
         seconds=float(r["seconds"]),
-        gap=gap,
-        native={key: value for key, value in r.items() if key not in first},
+        gap=float(r["gap"]),
+        native={key: value for key, value in r.items() if key not in known},
     )
-    return replace(tree, lower=lower.clone(), exact=exact, stats=replace(stats, trivial_fraction=tree.trivial_fraction))
+    tree = CutTree(
+        parent, weight, torch.minimum(lower, weight), certified, bool(r["exact"]), p.integer, seed, eps, stats
+    )
+    return finished(p, tree, threads, memory_of(p, r) if remember else None)
+
+
+def finished(p: Problem, tree: CutTree, threads: int, memory: Memory | None = None) -> CutTree:
+    """Return the engine's tree with weights that are its induced cuts, and say whether it is exact."""
+    exact, gap = tree.exact, tree.stats.gap
+    if not p.integer and p.n > 2:
+        tree = settled(p, tree, lambda u, v: solve(p, u, v, threads).side)
+        gap = max(gap, relative_gap(tree))
+        exact = exact and gap <= TOLERANCE[p.dtype]
+    codes = tree.certified[tree.edges].tolist()
+    counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
+    stats = replace(tree.stats, certified_by=counts, gap=gap, trivial_fraction=tree.trivial_fraction)
+    # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
+    lower = tree.weight if exact else tree.lower
+    return replace(tree, lower=lower.clone(), exact=exact, stats=stats, memory=memory)
+
+
+def relative_gap(tree: CutTree) -> float:
+    """The largest (weight - lower) / weight."""
+    positive = (tree.parent >= 0) & (tree.weight > 0)
+    return float(torch.where(positive, 1 - tree.lower / tree.weight, 0.0).max()) if tree.n else 0.0
 
 
 def threads_of(threads: Any) -> int:

@@ -20,6 +20,7 @@ from modcut._arrays import as_labels, vertex
 from modcut._engine import solve, tree_of
 from modcut._isolate import isolate
 from modcut._problem import is_weight_graph, iter_blocks, merged, problem
+from modcut._recertify import recertified
 from modcut.tree import Cut, CutTree
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "min_cut",
     "quotient_matrix",
     "quotient_tree",
+    "recertify",
 ]
 
 
@@ -69,6 +71,7 @@ def gomory_hu_tree(
     seed: int = 0,
     *,
     certificates: bool = True,
+    remember: bool = False,
     bipartite: bool = False,
     symmetrize: bool = False,
     threads: int = 1,
@@ -82,6 +85,7 @@ def gomory_hu_tree(
         eps: the factor for "approx", in [0, 1]; must be 0 for "exact".
         seed: recorded with the result; nothing here is random.
         certificates: prove stars without flows where the bounds of ``docs/mathematics`` reach; False runs every flow.
+        remember: keep what :func:`recertify` needs to skip the eigenvalue proof: memory as large as the weights.
         bipartite: ``g`` is [m, n]: its rows and columns are different vertices.
         symmetrize: take (W + W.T) / 2 of an asymmetric matrix.
         threads: worker threads; the result does not depend on it.
@@ -100,7 +104,48 @@ def gomory_hu_tree(
     if method == "exact" and eps != 0.0:
         raise ValueError(f'eps must be 0 with method="exact", got {eps:g}; use method="approx"')
     seed = operator.index(seed)
-    return tree_of(problem(g, bipartite=bipartite, symmetrize=symmetrize), certificates, threads, seed, float(eps))
+    p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
+    return tree_of(p, certificates, threads, seed, float(eps), remember=remember)
+
+
+def recertify(
+    T: CutTree,
+    g_new: Any,
+    *,
+    certificates: bool = True,
+    bipartite: bool = False,
+    symmetrize: bool = False,
+    threads: int = 1,
+) -> CutTree:
+    """Return a Gomory-Hu tree of ``g_new``, taking from the tree ``T`` of slightly other weights all that still holds.
+
+    Every edge of the result is proven for the new weights, as in a new tree. What the star's theorem proves needs one
+    pass and no flow; every other edge of ``T`` needs one flow that reaches the cut it induces now; edges that fail are
+    drawn together and made anew. With ``T = gomory_hu_tree(g, remember=True)`` the eigenvalue that the theorem needs
+    is not proven again: it moves by no more than the change of the weights (Weyl's inequality). Where more than one
+    vertex in eight would need a flow, a new tree is computed.
+
+    Args:
+        T: a cut tree of as many vertices, of any earlier weights; from an earlier call of this function too.
+        g_new: the graph now, in any form :func:`gomory_hu_tree` takes.
+        certificates: as there.
+        bipartite: as there.
+        symmetrize: as there.
+        threads: as there.
+
+    Returns:
+        The tree; its ``stats`` say how many edges were ``kept`` as they were, ``repaired`` or ``recomputed``.
+
+    Raises:
+        TypeError: ``T`` is no :class:`modcut.CutTree`, or ``g_new`` no graph.
+        ValueError: ``g_new`` has another number of vertices, or see :func:`modcut._problem.problem`.
+    """
+    if not isinstance(T, CutTree):
+        raise TypeError(f"T must be a modcut.CutTree, got {type(T).__name__}")
+    p = problem(g_new, bipartite=bipartite, symmetrize=symmetrize)
+    if p.n != T.n:
+        raise ValueError(f"g_new must have as many vertices as the tree ({T.n}), got {p.n}")
+    return recertified(p, T, certificates, threads)
 
 
 def global_min_cut(g: Any, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:

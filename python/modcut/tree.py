@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,24 @@ class TreeStats:
     seconds: float = 0.0
     gap: float = 0.0
     """Largest (weight - lower) / weight proven by the engine; an exact tree's ``lower`` is then set to its weights."""
+    kept: int = 0
+    """Edges whose cut :func:`modcut.recertify` took from the tree before."""
+    repaired: int = 0
+    """Edges that it made anew."""
+    recomputed: int = 0
+    """Edges of a whole new tree, where a repair would have cost more."""
     native: Mapping[str, Any] = field(default_factory=dict)
     """The rest of the engine's account."""
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a tree keeps of its graph so that :func:`modcut.recertify` need not prove an eigenvalue again."""
+
+    nu: float
+    """Proven lower bound on the second eigenvalue of I - the matrix below."""
+    blocks: tuple[Tensor, ...]
+    """D^-1/2 W D^-1/2, block by block: as large as the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +126,8 @@ class CutTree:
     eps: float = 0.0
     """Every weight is proven to be within a factor 1 + eps of its minimum cut."""
     stats: TreeStats = field(default_factory=TreeStats)
+    memory: Memory | None = field(default=None, repr=False)
+    """For :func:`modcut.recertify`, with ``gomory_hu_tree(..., remember=True)``; files do not hold it."""
 
     def __post_init__(self) -> None:
         n = self.parent.numel()
@@ -156,8 +174,15 @@ class CutTree:
         return torch.nonzero(self.parent >= 0).flatten()
 
     @cached_property
+    def _star(self) -> bool:
+        """Whether all edges meet in the root, as in the tree of every dense network: most is then one array away."""
+        return self.n > 0 and bool((self.parent[self.edges] == self.root).all())
+
+    @cached_property
     def _order(self) -> list[int]:
         """Vertices reached from the root, parents before children; fewer than n where some are on cycles."""
+        if self._star:
+            return [self.root, *self.edges.tolist()]
         below: list[list[int]] = [[] for _ in range(self.n)]
         order: list[int] = []
         for v, above in enumerate(self.parent.tolist()):
@@ -174,8 +199,30 @@ class CutTree:
             depth[v] = depth[parent[v]] + 1
         return depth
 
+    def rooted(self, v: int) -> CutTree:
+        """Return the same tree with ``v`` as its root. O(n)."""
+        x = vertex(v, "v", self.n)
+        if self.parent[x] < 0:
+            return self
+        parent, weight, lower, code = (x.clone() for x in (self.parent, self.weight, self.lower, self.certified))
+        while (above := int(self.parent[x])) >= 0:
+            parent[above], weight[above], lower[above], code[above] = (
+                x,
+                self.weight[x],
+                self.lower[x],
+                self.certified[x],
+            )
+            x = above
+        parent[v], code[v] = -1, 0
+        weight[v] = lower[v] = float("inf")
+        return replace(self, parent=parent, weight=weight, lower=lower, certified=code)
+
     def subtree_sums(self, x: Tensor) -> Tensor:
         """Sum ``x`` [n] over the vertices below and at each vertex, [n]. O(n)."""
+        if self._star:
+            out = x.clone()
+            out[self.root] = x.sum()
+            return out
         total, parent = x.tolist(), self.parent.tolist()
         for v in reversed(self._order[1:]):
             total[parent[v]] += total[v]
