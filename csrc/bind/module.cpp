@@ -56,6 +56,12 @@ cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
             s.threads = int(t);
         } else if (key == "seed") {
             whole();
+        } else if (key == "eps") {
+            if (!PyFloat_Check(value.ptr()) && !PyLong_Check(value.ptr()))
+                throw py::type_error("settings['eps'] must be a number");
+            s.eps = value.cast<double>();
+            if (!(s.eps >= 0 && s.eps <= 1))
+                throw py::value_error("settings['eps'] must be in [0, 1], got " + std::to_string(s.eps));
         } else if (key == "representation") {
             const std::string v = text();
             if (v != "auto" && v != "block" && v != "csr")
@@ -72,7 +78,7 @@ cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
                                            : FlowKind::automatic;
         } else {
             throw py::value_error("unknown setting '" + key +
-                                  "': known are certificates, threads, seed, representation, flow");
+                                  "': known are certificates, threads, seed, eps, representation, flow");
         }
     }
     return s;
@@ -126,6 +132,7 @@ py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, con
         r = cpu::gomory_hu(g, out, set, poll);
     }
     const char* proof = r.nu.proof == NuProof::frobenius  ? "frobenius"
+                        : r.nu.proof == NuProof::norms    ? "norms"
                         : r.nu.proof == NuProof::cholesky ? "cholesky"
                                                           : "none";
     return py::dict("flows"_a = r.flows, "certified"_a = r.certified, "passes"_a = r.passes, "seconds"_a = since(start),

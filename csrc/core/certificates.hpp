@@ -1,375 +1,279 @@
-// Proofs that a vertex is a leaf of the cut tree, without a flow. Statements and proofs: docs/mathematics.md.
-//
-// Deficiency theorem. Let nu be a lower bound on the second eigenvalue of the normalised Laplacian of a connected graph
-// of volume V, i a vertex, h another, d_i <= d_h. With theta = (nu - 2 d_i / V) / 2:
-//     w(i,u) <= theta d_u for all u != i, h   and   w(h,u) <= theta d_u for all u != i, h   =>   mincut(i, h) = d_i.
+// Proofs of cuts of the tree without a flow: which vertices are leaves, which small sets hang together. Statements and
+// proofs: docs/mathematics.md, sections 3 and 4.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <exception>
+#include <numeric>
 #include <vector>
 
 #include "core/components.hpp"
 #include "core/degrees.hpp"
-#include "core/team.hpp"
+#include "core/excess.hpp"
+#include "core/schur.hpp"
+#include "core/spectrum.hpp"
+#include "core/survey.hpp"
 #include "core/views.hpp"
 
 namespace modcut {
 
-enum class Proof : uint8_t { flow = 0, deficiency = 1, component = 3 };
-enum class NuProof : uint8_t { none, frobenius, cholesky };
+// How a vertex's cut was proven; TreeOut::certified and CERTIFICATES in python/modcut/tree.py.
+enum class Proof : uint8_t {
+    flow = 0,
+    deficiency = 1,  // every capacity at it is small beside its other end's strength
+    component = 3,   // another connected component
+    exceptions = 4,  // the same but for a few edges, each looked at by itself
+    merged = 5,      // a set: the vertex with what hangs on it by more than half of its strength
+};
+enum class NuProof : uint8_t { none, frobenius, norms, cholesky };
 
 struct Gap {  // a proven lower bound on nu_2 and how it was proven
     double nu = 0;
     NuProof proof = NuProof::none;
 };
 
-namespace detail {
-
-inline bool parallel_blocks(const GraphView& g) {
-    auto meet = [](int64_t a, int64_t la, int64_t b, int64_t lb) { return a < b + lb && b < a + la; };
-    for (size_t i = 0; i < g.blocks.size(); ++i) {
-        const BlockView& a = g.blocks[i];
-        if (!a.symmetric && meet(a.row0, a.rows, a.col0, a.cols)) return true;  // (x, y) and (y, x) add up
-        for (size_t j = 0; j < i; ++j) {
-            const BlockView& b = g.blocks[j];
-            if ((meet(a.row0, a.rows, b.row0, b.rows) && meet(a.col0, a.cols, b.col0, b.cols)) ||
-                (meet(a.row0, a.rows, b.col0, b.cols) && meet(a.col0, a.cols, b.row0, b.rows)))
-                return true;
-        }
-    }
-    return g.has_csr && !g.blocks.empty();
-}
-
-// The largest ratios w(i,u) / d_u of every vertex i, over u != skip[i]; with parallel blocks the sum over blocks of the
-// largest, which is at least as large. And the squared Frobenius norm of D^-1/2 W D^-1/2.
-struct Ratios {
-    std::vector<double> largest;  // [n]
-    double frobenius2 = 0;
-};
-
-inline Ratios ratios(const GraphView& g, const Degrees& deg, const std::vector<int32_t>& skip, bool parallel,
-                     Poll& poll) {
-    const int64_t n = g.n;
-    Ratios out;
-    out.largest.assign(n, 0);
-    std::vector<double> inverse(n), per_block(n);
-    for (int64_t x = 0; x < n; ++x) inverse[x] = deg.d[x] > 0 ? 1.0 / deg.d[x] : 0.0;
-    auto merge = [&](double times) {
-        for (int64_t x = 0; x < n; ++x) {
-            per_block[x] *= times;
-            out.largest[x] = parallel ? out.largest[x] + per_block[x] : std::max(out.largest[x], per_block[x]);
-            per_block[x] = 0;
-        }
-    };
-    for (const BlockView& b : g.blocks) {
-        with_scalar(b.type, b.data, [&](auto* data) {
-            for (int64_t i = 0; i < b.rows; ++i) {
-                if ((i & 63) == 0) poll.check();
-                const auto* row = data + i * b.stride;
-                const int64_t x = b.row0 + i;
-                const double* inv = inverse.data() + b.col0;
-                auto piece = [&](int64_t from,
-                                 int64_t to) {  // of the row, without loops and without the skipped vertex
-                    double top[8] = {};
-                    int64_t j = from;
-                    for (; j + 8 <= to; j += 8)
-                        for (int k = 0; k < 8; ++k) {
-                            const double q = double(row[j + k]) * inv[j + k];
-                            top[k] = q > top[k] ? q : top[k];
-                        }
-                    for (; j < to; ++j) top[0] = std::max(top[0], double(row[j]) * inv[j]);
-                    for (double q : top) per_block[x] = std::max(per_block[x], q);
-                };
-                int64_t c1 = x - b.col0, c2 = skip[x] - b.col0;
-                if (c1 > c2) std::swap(c1, c2);
-                c1 = std::clamp<int64_t>(c1, -1, b.cols), c2 = std::clamp<int64_t>(c2, -1, b.cols);
-                piece(0, c1 < 0 ? 0 : c1);
-                piece(c1 + 1, c2 < 0 ? 0 : c2);
-                piece(c2 + 1, b.cols);
-                double f[8] = {};
-                int64_t j = 0;
-                for (; j + 8 <= b.cols; j += 8)
-                    for (int k = 0; k < 8; ++k) f[k] += double(row[j + k]) * (double(row[j + k]) * inv[j + k]);
-                double fsum = 0;
-                for (; j < b.cols; ++j) fsum += double(row[j]) * (double(row[j]) * inv[j]);
-                for (double q : f) fsum += q;
-                const int64_t diag = x - b.col0;
-                if (diag >= 0 && diag < b.cols) fsum -= double(row[diag]) * (double(row[diag]) * inv[diag]);
-                out.frobenius2 += fsum * inverse[x] * (b.symmetric ? 1 : 2);
-                if (!b.symmetric) {
-                    double* col = per_block.data() + b.col0;
-                    const double inv_x = inverse[x];
-                    for (int64_t k = 0; k < b.cols; ++k) {
-                        const double q = double(row[k]) * inv_x;
-                        if (q > col[k] && b.col0 + k != x && skip[b.col0 + k] != x) col[k] = q;
-                    }
-                }
-            }
-        });
-        // Inside one block (x, y) and (y, x) may be two edges: at most twice the largest entry.
-        merge(!b.symmetric && b.row0 < b.col0 + b.cols && b.col0 < b.row0 + b.rows ? 2 : 1);
-    }
-    if (g.has_csr) {
-        for (int64_t x = 0; x < n; ++x)
-            with_scalar(g.csr.type, g.csr.data, [&](auto* data) {
-                for (int64_t p = g.csr.indptr[x]; p < g.csr.indptr[x + 1]; ++p) {
-                    const int64_t y = g.csr.index(p);
-                    if (y == x) continue;
-                    const double w = double(data[p]);
-                    out.frobenius2 += w * inverse[x] * (w * inverse[y]);
-                    if (y != skip[x]) per_block[x] = std::max(per_block[x], w * inverse[y]);
-                }
-            });
-        merge(1);
-    }
-    return out;
-}
-
-// Cholesky of a symmetric matrix, lower triangle, in place, blocked. False when a pivot is not positive.
-template <class Team>
-void cholesky(Team& team, double* a, int64_t n, bool& ok, std::exception_ptr& error, Poll& poll) {
-    constexpr int64_t B = 48;
-    for (int64_t k = 0; k < n; k += B) {
-        const int64_t kb = std::min(B, n - k), rest = k + kb;
-        if (team.rank() == 0) {
-            try {
-                poll.check();
-            } catch (...) {  // the other ranks wait at the barrier: tell them before leaving
-                error = std::current_exception();
-                ok = false;
-            }
-            for (int64_t j = k; j < rest && ok; ++j) {
-                double d = a[j * n + j];
-                for (int64_t p = k; p < j; ++p) d -= a[j * n + p] * a[j * n + p];
-                if (!(d > 0)) {
-                    ok = false;
-                    break;
-                }
-                a[j * n + j] = d = std::sqrt(d);
-                for (int64_t i = j + 1; i < rest; ++i) {
-                    double s = a[i * n + j];
-                    for (int64_t p = k; p < j; ++p) s -= a[i * n + p] * a[j * n + p];
-                    a[i * n + j] = s / d;
-                }
-            }
-        }
-        team.sync();
-        if (!ok) return;
-        Range r = share(team, n - rest, 4);
-        for (int64_t i = rest + r.begin; i < rest + r.end; ++i)  // panel: rows below the diagonal block
-            for (int64_t j = k; j < rest; ++j) {
-                double s = a[i * n + j];
-                for (int64_t p = k; p < j; ++p) s -= a[i * n + p] * a[j * n + p];
-                a[i * n + j] = s / a[j * n + j];
-            }
-        team.sync();
-        // Trailing update, tile by tile with the second factor transposed so that the inner loop runs along memory.
-        double t[B * 64];
-        for (int64_t j0 = rest; j0 < n; j0 += 64) {
-            const int64_t jb = std::min<int64_t>(64, n - j0);
-            for (int64_t p = 0; p < kb; ++p)
-                for (int64_t j = 0; j < 64; ++j) t[p * 64 + j] = j < jb ? a[(j0 + j) * n + k + p] : 0.0;
-            Range rows = share(team, n - j0, 4);
-            for (int64_t i0 = j0 + rows.begin; i0 < j0 + rows.end; ++i0) {
-                double c[64];
-                double* out = a + i0 * n + j0;
-                for (int64_t j = 0; j < 64; ++j) c[j] = j < jb ? out[j] : 0.0;
-                const double* f = a + i0 * n + k;
-                for (int64_t p = 0; p < kb; ++p) {
-                    const double fp = f[p];
-                    for (int64_t j = 0; j < 64; ++j) c[j] -= fp * t[p * 64 + j];
-                }
-                const int64_t upto = std::min(jb, i0 - j0 + 1);
-                for (int64_t j = 0; j < upto; ++j) out[j] = c[j];
-            }
-        }
-        team.sync();
-    }
-}
-
-}  // namespace detail
-
-// Does the second eigenvalue of the normalised Laplacian of one component exceed nu? Proven by a Cholesky factorisation
-// of (1 - nu - shift) I - D^-1/2 W D^-1/2 + u u^T, u = D^1/2 1 / |D^1/2 1|; `shift` covers the rounding of forming and
-// factoring
-// (|error| <= gamma_{n+1} trace, Demmel 1989), so success is a proof. Cost n^3 / 3.
-inline bool cholesky_proves(const GraphView& g, const Degrees& deg, const std::vector<int32_t>& members, double nu,
-                            int threads, Poll& poll) {
-    const int64_t n = int64_t(members.size());
-    std::vector<int32_t> local(g.n, -1);
-    double volume = 0;
-    for (int64_t i = 0; i < n; ++i) local[members[i]] = int32_t(i), volume += deg.d[members[i]];
-    std::vector<double> a(size_t(n) * n), root(n), inverse_root(n);
-    for (int64_t i = 0; i < n; ++i) {
-        root[i] = std::sqrt(deg.d[members[i]] / volume);
-        inverse_root[i] = 1.0 / std::sqrt(deg.d[members[i]]);
-        if (!std::isfinite(inverse_root[i]) || !(root[i] > 0)) return false;
-    }
-    const double shift = 1e-15 * double(n) * double(n + 8);
-    for (int64_t i = 0; i < n; ++i) {
-        double* row = a.data() + i * n;
-        for (int64_t j = 0; j <= i; ++j) row[j] = root[i] * root[j];
-        row[i] += 1 - nu - shift;
-    }
-    for (int64_t i = 0; i < n; ++i) {
-        if ((i & 63) == 0) poll.check();
-        for_each_entry(g, members[i], [&](int64_t y, auto w) {
-            const int64_t j = local[y];
-            if (j >= 0 && j < i) a[i * n + j] -= double(w) * inverse_root[i] * inverse_root[j];
-        });
-    }
-    bool ok = true;
-    std::exception_ptr error;
-    run_team(threads, [&](auto& team) { detail::cholesky(team, a.data(), n, ok, error, poll); });
-    if (error) std::rethrow_exception(error);
-    return ok;
-}
-
-// 1 - the largest Rayleigh quotient found by power iteration on (I + D^-1/2 W D^-1/2)/2 away from the known top
-// eigenvector: an upper estimate of nu_2, used only to choose what to prove.
-inline double estimate_nu(const GraphView& g, const Degrees& deg, const std::vector<int32_t>& members, int steps,
-                          Poll& poll) {
-    const int64_t n = int64_t(members.size());
-    std::vector<double> x(g.n, 0), y(g.n, 0);
-    double volume = 0;
-    for (int32_t v : members) volume += deg.d[v];
-    auto clean = [&](std::vector<double>& f) {  // D-orthogonal to 1, D-norm 1
-        double s = 0, q = 0;
-        for (int32_t v : members) s += deg.d[v] * f[v];
-        for (int32_t v : members) f[v] -= s / volume, q += deg.d[v] * f[v] * f[v];
-        q = q > 0 ? 1 / std::sqrt(q) : 0;
-        for (int32_t v : members) f[v] *= q;
-    };
-    for (int64_t i = 0; i < n; ++i)
-        x[members[i]] = double((uint64_t(members[i] + 1) * 0x9E3779B97F4A7C15ull) >> 40) / double(1 << 24) - 0.5;
-    clean(x);
-    double rho = 0;
-    for (int step = 0; step < steps; ++step) {
-        poll.check();
-        std::fill(y.begin(), y.end(), 0.0);
-        for (const BlockView& b : g.blocks)
-            with_scalar(b.type, b.data, [&](auto* data) {
-                for (int64_t i = 0; i < b.rows; ++i) {
-                    const auto* row = data + i * b.stride;
-                    const double* in = x.data() + b.col0;
-                    double lanes[8] = {};
-                    int64_t j = 0;
-                    for (; j + 8 <= b.cols; j += 8)
-                        for (int k = 0; k < 8; ++k) lanes[k] += double(row[j + k]) * in[j + k];
-                    double s = 0;
-                    for (; j < b.cols; ++j) s += double(row[j]) * in[j];
-                    for (double q : lanes) s += q;
-                    const int64_t diag = b.row0 + i - b.col0;
-                    if (diag >= 0 && diag < b.cols) s -= double(row[diag]) * in[diag];
-                    y[b.row0 + i] += s;
-                    if (!b.symmetric) {
-                        double* out = y.data() + b.col0;
-                        const double xi = x[b.row0 + i];
-                        for (j = 0; j < b.cols; ++j) out[j] += double(row[j]) * xi;
-                        if (diag >= 0 && diag < b.cols) out[diag] -= double(row[diag]) * xi;
-                    }
-                }
-            });
-        if (g.has_csr)
-            for (int64_t v = 0; v < g.n; ++v)
-                with_scalar(g.csr.type, g.csr.data, [&](auto* data) {
-                    for (int64_t p = g.csr.indptr[v]; p < g.csr.indptr[v + 1]; ++p)
-                        if (g.csr.index(p) != v) y[v] += double(data[p]) * x[g.csr.index(p)];
-                });
-        rho = 0;
-        for (int32_t v : members) rho += x[v] * y[v];
-        for (int32_t v : members) x[v] = 0.5 * (x[v] + y[v] / deg.d[v]);
-        clean(x);
-    }
-    return 1 - rho;
-}
-
 struct StarProof {
-    std::vector<Proof> proof;  // [n]
-    std::vector<int32_t> hub;  // of each component
-    Gap gap;                   // of the largest component
+    std::vector<Proof> proof;           // [n]
+    std::vector<int32_t> parent;        // [n] in the tree so far: the innermost proven set's vertex, or the hub
+    std::vector<double> weight, lower;  // [n] of the proven
+    std::vector<int32_t> hub;           // of each component
+    Gap gap;                            // of the largest component
     int64_t certified = 0;
+    double passes = 0;  // over the weights, estimated from the rows and products looked at
+    bool exact = true;  // lower == weight wherever proven
 };
 
 struct CertificateSettings {
     bool enabled = true;
     int threads = 1;
-    int64_t cholesky_limit = 3000;  // n^3/3 beyond this costs more than the flows it saves
+    double eps = 0;  // a bound of d / (1 + eps) is proof enough
 };
 
-inline StarProof prove_stars(const GraphView& g, const Degrees& deg, const Components& comp,
-                             const CertificateSettings& settings, Poll& poll) {
-    StarProof out;
-    out.proof.assign(g.n, Proof::flow);
-    out.hub.assign(comp.count, -1);
-    for (int64_t x = 0; x < g.n; ++x) {
-        int32_t& h = out.hub[comp.of[x]];
-        if (h < 0 || deg.d[x] > deg.d[h]) h = int32_t(x);
-    }
-    if (!settings.enabled || g.n < 4) return out;
-    std::vector<int64_t> size(comp.count);
-    std::vector<double> volume(comp.count);
-    for (int64_t x = 0; x < g.n; ++x) ++size[comp.of[x]], volume[comp.of[x]] += deg.d[x];
-    const int32_t big = int32_t(std::max_element(size.begin(), size.end()) - size.begin());
-    if (size[big] < 4) return out;
-    // Only the largest component is worth a proof; the others run flows.
-    std::vector<int32_t> members;
-    for (int64_t x = 0; x < g.n; ++x)
-        if (comp.of[x] == big) members.push_back(int32_t(x));
-    const int32_t hub = out.hub[big];
-    const double V = volume[big];
-    std::vector<int32_t> skip(g.n, hub);
-    skip[hub] = -1;
-    const bool parallel = detail::parallel_blocks(g);
-    detail::Ratios q = detail::ratios(g, deg, skip, parallel, poll);
-    // need[i]: the nu that certifies i. The margin covers the rounding of d, of the ratios and of V.
-    constexpr double kMargin = 1 + 1e-9;
-    std::vector<double> need(g.n, 2);
-    double least = 2;
-    for (int32_t i : members)
-        if (i != hub) {
-            need[i] = kMargin * (2 * std::max(q.largest[i], q.largest[hub]) + 2 * deg.d[i] / V) + 1e-12;
-#if defined(MODCUT_PLANT_LOOSE_CERTIFICATE)
-            need[i] *= MODCUT_PLANT_LOOSE_CERTIFICATE;
-#endif
-            least = std::min(least, need[i]);
+namespace detail {
+
+// What flows would cost against what a proof may: seconds, roughly (docs/mathematics.md, section 6).
+inline double flow_seconds(const Degrees& deg, int64_t vertices) {
+    return double(vertices) * (3e-6 + 70e-12 * double(std::min(deg.slots, 4 * deg.nonzero)));
+}
+inline double schur_seconds(const Schur& s) {
+    const double r = double(s.size());
+    return s.product_cost() / 4e10 + r * r * 2e-8 + r * r * r / 6 / 1e10;
+}
+
+class Stars {
+public:
+    Stars(const GraphView& g, const Degrees& deg, const Components& comp, const CertificateSettings& settings,
+          Poll& poll)
+        : g_(g), deg_(deg), comp_(comp), set_(settings), poll_(poll), row_(g.n) {}
+
+    StarProof prove() {
+        StarProof& out = out_;
+        const int64_t n = g_.n;
+        out.proof.assign(n, Proof::flow);
+        out.hub.assign(comp_.count, -1);
+        for (int64_t x = 0; x < n; ++x) {
+            int32_t& h = out.hub[comp_.of[x]];
+            if (h < 0 || deg_.d[x] > deg_.d[h]) h = int32_t(x);
         }
-    // One pass has given ||D^-1/2 W D^-1/2||_F^2 = sum of squared eigenvalues of all components; each component has
-    // a 1.
-    if (!parallel) {
-        const double rest = q.frobenius2 * (1 + 1e-9) - 1;
-        const double nu = rest > 0 ? 1 - std::sqrt(rest) - 1e-9 : 0;
-        const auto parts = std::count_if(size.begin(), size.end(), [](int64_t k) { return k > 1; });
-        if (parts == 1 && nu > least) out.gap = {nu, NuProof::frobenius};
+        out.parent.resize(n);
+        for (int64_t x = 0; x < n; ++x) out.parent[x] = out.hub[comp_.of[x]];
+        out.weight = out.lower = deg_.d;
+        if (!set_.enabled || n < 4) return std::move(out_);
+        // Only the largest component is worth a proof; the others run flows.
+        std::vector<int64_t> size(comp_.count);
+        for (int64_t x = 0; x < n; ++x) ++size[comp_.of[x]];
+        const int32_t big = int32_t(std::max_element(size.begin(), size.end()) - size.begin());
+        if (size[big] < 4) return std::move(out_);
+        for (int64_t x = 0; x < n; ++x)
+            if (comp_.of[x] == big) members_.push_back(int32_t(x)), volume_ += deg_.d[x];
+        if (!(volume_ < 1e290)) return std::move(out_);
+        volume_ *= 1 - 1e-9;
+        hub_ = out.hub[big];
+        survey_ = survey(g_, deg_, [&](int64_t x) { return comp_.of[x] == big; }, hub_, set_.threads, poll_);
+        out.passes += 1;
+        if (!survey_.valid) return std::move(out_);
+        if (hopeless()) return std::move(out_);
+        SecondEigenvalue blocks(normalised_blocks(survey_, deg_));
+        const double t = blocks.best();
+        if (t < 1) out.gap = {1 - t, NuProof::frobenius};
+        if (out.gap.nu > 0) certify();
+        if (left() > 0) by_elimination();
+        place();
+        return std::move(out_);
     }
-    auto count = [&](double nu) {
-        int64_t c = 0;
-        for (int32_t i : members) c += i != hub && need[i] <= nu;
-        return c;
-    };
-    const int64_t all = int64_t(members.size()) - 1;
-    if (count(out.gap.nu) < all && int64_t(members.size()) <= settings.cholesky_limit) {
-        const double estimate = estimate_nu(g, deg, members, 30, poll);
-        // Worth n^3/3 only where it would save at least a third of the flows.
-        for (double trust : {0.7, 0.3}) {
-            double target = 0;
-            for (int32_t i : members)
-                if (i != hub && need[i] <= trust * estimate) target = std::max(target, need[i]);
-            if (target <= out.gap.nu || count(target) * 3 < all) break;
-            if (cholesky_proves(g, deg, members, target, settings.threads, poll)) {
-                out.gap = {target, NuProof::cholesky};
-                break;
+
+private:
+    int64_t left() const { return int64_t(members_.size()) - 1 - out_.certified; }
+
+    // Not even nu = 1 would certify a fifth of the vertices by their ratios: sparse graphs, which flows do better.
+    bool hopeless() const {
+        int64_t hopeful = 0;
+        for (int32_t x : members_) hopeful += survey_.top[x] <= 0.45;
+        return hopeful * 5 < int64_t(members_.size());
+    }
+
+    void by_elimination() {
+        if (survey_.cells.count == 0) return;
+        Schur schur(survey_, deg_, independent_cells(survey_));
+        if (schur.size() > 10000 || schur_seconds(schur) > flow_seconds(deg_, left())) return;
+        schur.form(set_.threads, poll_);
+        out_.passes += 1 + schur.product_cost() / double(std::max<int64_t>(1, deg_.slots)) / 16;  // 16 lanes
+        const double estimate = schur.estimate(poll_);
+        // A little above the estimate; much above, should that have been too low.
+        for (const double above : {0.05, 0.3}) {
+            const double t = estimate + above * (1 - estimate) + 1e-3;
+            if (!(1 - t > out_.gap.nu * 1.1)) return;
+            NuProof how = NuProof::none;
+            if (schur.norms_prove(t))
+                how = NuProof::norms;
+            else if (schur.factorisation_proves(t, set_.threads, poll_))
+                how = NuProof::cholesky;
+            if (how == NuProof::none) continue;
+            out_.gap = {1 - t, how};
+            certify();
+            return;
+        }
+    }
+
+    double theta(double cut) const { return (out_.gap.nu - 2 * cut / volume_) / 2 - 1e-12; }
+
+    // With the nu proven so far, whatever it proves.
+    void certify() {
+        double largest = 0;  // strength below the hub's
+        for (int32_t x : members_)
+            if (x != hub_) largest = std::max(largest, deg_.d[x]);
+        const double at_hub = theta(largest);
+        if (!(at_hub > 0)) return;
+        Excess excess(g_, deg_, survey_);
+        double hub_pay = 0;
+        constexpr double kMargin = 1 + 1e-9;
+        if (survey_.top[hub_] * kMargin * kPlantedLooseness > at_hub) {
+            row_.clear();
+            row_.add(g_, hub_);
+            hub_pay = excess(row_, -1, at_hub);
+            row_.clear();
+        }
+        const double hub_bound = deg_.d[hub_] * (1 - 1e-12) - hub_pay;
+        const double enough = 1 / (1 + set_.eps);
+        double rows = 0;
+        for (int32_t i : members_) {
+            if (i == hub_ || (out_.proof[i] != Proof::flow && out_.lower[i] == out_.weight[i])) continue;
+            poll_.check();
+            const double d = deg_.d[i];
+            const bool hub_clear = hub_pay == 0 || hub_bound >= d;
+            const double th = theta(d);
+            if (th <= 0 || (!hub_clear && hub_bound < enough * d)) continue;
+            if (survey_.top[i] * kMargin * kPlantedLooseness <= th) {
+                accept(i, Proof::deficiency, d, hub_clear ? d : hub_bound);
+                continue;
+            }
+            row_.clear();
+            row_.add(g_, i);
+            ++rows;
+            double pay = excess(row_, hub_, th);
+            const double bound = std::min(hub_clear ? d : hub_bound, pay > 0 ? d * (1 - 1e-12) - pay : d);
+            if (bound >= d || (set_.eps > 0 && bound >= enough * d)) {
+                accept(i, Proof::exceptions, d, bound);
+                continue;
+            }
+            merge(i, excess, hub_bound, hub_pay, rows);
+        }
+        row_.clear();
+        out_.passes += rows * double(g_.n) / double(std::max<int64_t>(1, deg_.slots));
+    }
+
+    void accept(int32_t i, Proof how, double weight, double lower) {
+        if (out_.proof[i] == Proof::flow) ++out_.certified;
+        out_.proof[i] = how, out_.weight[i] = weight, out_.lower[i] = std::min(lower, weight);
+        out_.exact = out_.exact && out_.lower[i] == out_.weight[i];
+    }
+
+    // Whatever hangs on i by more than half of its strength stays with i in every cut: take it in, and try again.
+    void merge(int32_t i, Excess& excess, double hub_bound, double hub_pay, double& rows) {
+        constexpr size_t kMost = 64;
+        bool grown = true;
+        while (grown) {
+            grown = false;
+            const std::vector<int32_t> touched = row_.touched();
+            for (int32_t u : touched) {
+                if (u == hub_ || row_.has(u) || !(2 * row_[u] > deg_.d[u] * (1 + 1e-9))) continue;
+                if (row_.members().size() >= kMost) return;
+                row_.add(g_, u);
+                ++rows;
+                grown = true;
+            }
+        }
+        if (row_.members().size() < 2) return;
+        Sum sum;
+        int64_t whole = 0;
+        for (int32_t x : row_.members())
+            for_each_entry(g_, x, [&](int64_t y, auto w) {
+                if (row_.has(y)) return;
+                if constexpr (std::is_integral_v<decltype(w)>)
+                    whole += w;
+                else
+                    sum.add(double(w));
+            });
+        const double cut = g_.integral ? double(whole) : sum.value();
+        const double th = theta(cut);
+        if (!(cut < deg_.d[i]) || th <= 0 || (hub_pay > 0 && hub_bound < cut)) return;
+        if (excess(row_, hub_, th) > 0) return;
+        std::vector<int32_t> set = row_.members();
+        std::sort(set.begin(), set.end());
+        sets_.push_back({i, std::move(set)});
+        accept(i, Proof::merged, cut, cut);
+    }
+
+    // The proven sets form a tree: each hangs in the smallest one around it. Sets that do not nest go back to flows.
+    void place() {
+        if (sets_.empty()) return;
+        std::stable_sort(sets_.begin(), sets_.end(),
+                         [](const Set& a, const Set& b) { return a.members.size() > b.members.size(); });
+        std::vector<int32_t> innermost(g_.n, -1);  // index of the smallest accepted set around a vertex
+        for (size_t k = 0; k < sets_.size(); ++k) {
+            const Set& s = sets_[k];
+            const int32_t around = innermost[s.vertex];
+            // Nested: all members lie in the same sets so far, and none of those has this vertex for its own.
+            const bool fits =
+                std::all_of(s.members.begin(), s.members.end(), [&](int32_t x) { return innermost[x] == around; }) &&
+                std::none_of(s.members.begin(), s.members.end(),
+                             [&](int32_t x) { return around >= 0 && x == sets_[around].vertex; });
+            if (!fits) {
+                out_.proof[s.vertex] = Proof::flow;
+                out_.weight[s.vertex] = out_.lower[s.vertex] = deg_.d[s.vertex];
+                --out_.certified;
+                continue;
+            }
+            for (int32_t x : s.members) {
+                innermost[x] = int32_t(k);
+                out_.parent[x] = x == s.vertex ? (around >= 0 ? sets_[around].vertex : hub_) : s.vertex;
             }
         }
     }
-    for (int32_t i : members)
-        if (i != hub && need[i] <= out.gap.nu) {
-            out.proof[i] = Proof::deficiency;
-            ++out.certified;
-        }
-    return out;
+
+    struct Set {
+        int32_t vertex;
+        std::vector<int32_t> members;
+    };
+    const GraphView& g_;
+    const Degrees& deg_;
+    const Components& comp_;
+    const CertificateSettings& set_;
+    Poll& poll_;
+    StarProof out_;
+    std::vector<int32_t> members_;
+    std::vector<Set> sets_;
+    Survey survey_;
+    Row row_;
+    double volume_ = 0;
+    int32_t hub_ = -1;
+};
+
+}  // namespace detail
+
+inline StarProof prove_stars(const GraphView& g, const Degrees& deg, const Components& comp,
+                             const CertificateSettings& settings, Poll& poll) {
+    return detail::Stars(g, deg, comp, settings, poll).prove();
 }
 
 }  // namespace modcut

@@ -65,8 +65,10 @@ private:
 
 template <class Arcs>
 void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t>& order, Classes& classes,
-               FlowKind kind, TreeOut out, TreeReport& report, Poll& poll) {
+               FlowKind kind, double eps, TreeOut out, TreeReport& report, Poll& poll) {
     Solver<Arcs> solver(g, deg, poll, kind);
+    // A flow may end at a share 1 / (1 + eps) of its source's strength: the lower bound asked for.
+    const auto enough = [&](const Cut& c) { return solver.proven(c) || c.lower * (1 + eps) >= c.upper.value; };
     double base = -1, threshold = std::numeric_limits<double>::infinity();
     for (int32_t s : order) {
         poll.check();
@@ -80,6 +82,7 @@ void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t
         // Thresholds are compared in the rounded network, where a vertex and its flow agree to the last bit.
         // It must not rise: strengths are sorted before rounding, and classes merged at the last threshold.
         int64_t bound = solver.strength(s);
+        if (eps > 0) bound = std::min(bound, int64_t(std::ceil(double(bound) / (1 + eps))));
         if (g.integral) {
             classes.lower_to(double(bound));
         } else {
@@ -91,7 +94,7 @@ void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t
         const int32_t ct = classes.of(t);
         const int32_t* of = classes.data();
         Cut cut = solver.cut(s, t, [of, ct](int32_t y) { return of[y] == ct; }, bound);
-        if (!solver.proven(cut)) solver.refine(s, t, g.n, cut);
+        if (!enough(cut)) solver.refine(s, t, g.n, cut);
         const double weight = cut.upper.value;
         const double lower = cut.lower;
         classes.learn(lower, s, int32_t(t));
@@ -141,6 +144,7 @@ struct TreeSettings {
     CertificateSettings certificates;
     FlowKind kind = FlowKind::automatic;
     int representation = 0;  // 0 auto, 1 block, 2 csr
+    double eps = 0;          // 0: exact; otherwise every lower bound is at least weight / (1 + eps)
 };
 
 template <class Clock>
@@ -155,8 +159,8 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
     const StarProof stars = prove_stars(g, deg, comp, settings.certificates, poll);
     report.seconds_certificates = seconds() - before;
     report.nu = stars.gap;
-    report.passes = 2 + (settings.certificates.enabled ? 1 : 0) + (stars.gap.proof == NuProof::cholesky ? 31 : 0);
-    // Components first: cuts of value 0 between their hubs. Then stars inside.
+    report.passes = 2 + stars.passes;
+    // Components first: cuts of value 0 between their hubs. Then stars inside, and stars in stars.
     int32_t root = stars.hub[0];
     for (int32_t h : stars.hub)
         if (deg.d[h] > deg.d[root]) root = h;
@@ -166,22 +170,27 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
     for (int64_t x = 0; x < n; ++x) {
         const int32_t h = stars.hub[comp.of[x]];
         const bool is_hub = x == h, is_root = x == root;
-        out.parent[x] = is_root ? -1 : is_hub ? root : h;
-        out.weight[x] = out.lower[x] = is_root ? inf : is_hub ? 0.0 : deg.d[x];
+        out.parent[x] = is_root ? -1 : is_hub ? root : stars.parent[x];
+        out.weight[x] = is_root ? inf : is_hub ? 0.0 : stars.weight[x];
+        out.lower[x] = is_root ? inf : is_hub ? 0.0 : stars.lower[x];
         out.certified[x] = is_root ? 0 : is_hub ? uint8_t(Proof::component) : uint8_t(stars.proof[x]);
         report.certified += out.certified[x] != 0;
         if (!is_hub && stars.proof[x] == Proof::flow) order.push_back(int32_t(x));
+        if (!is_hub && out.weight[x] > out.lower[x]) {
+            report.exact = false;
+            report.gap = std::max(report.gap, 1 - out.lower[x] / out.weight[x]);
+        }
     }
     if (order.empty()) return report;
     std::stable_sort(order.begin(), order.end(),
                      [&](int32_t a, int32_t b) { return g.integral ? deg.di[a] > deg.di[b] : deg.d[a] > deg.d[b]; });
     Classes classes(n);
     for (int64_t x = 0; x < n; ++x)
-        if (stars.proof[x] == Proof::deficiency) classes.learn(deg.d[x], int32_t(x), stars.hub[comp.of[x]]);
+        if (stars.proof[x] != Proof::flow) classes.learn(stars.lower[x], int32_t(x), stars.hub[comp.of[x]]);
     if (prefers_csr(g, deg, settings.representation))
-        run_flows<CsrArcs>(g, deg, order, classes, settings.kind, out, report, poll);
+        run_flows<CsrArcs>(g, deg, order, classes, settings.kind, settings.eps, out, report, poll);
     else
-        run_flows<BlockArcs>(g, deg, order, classes, settings.kind, out, report, poll);
+        run_flows<BlockArcs>(g, deg, order, classes, settings.kind, settings.eps, out, report, poll);
     return report;
 }
 

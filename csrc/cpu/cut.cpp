@@ -20,6 +20,7 @@ TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& set
     TreeSettings tree;
     tree.certificates.enabled = settings.certificates;
     tree.certificates.threads = settings.threads;
+    tree.certificates.eps = tree.eps = settings.eps;
     tree.kind = settings.kind;
     tree.representation = settings.representation;
     const auto start = std::chrono::steady_clock::now();

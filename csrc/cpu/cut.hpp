@@ -11,6 +11,7 @@ struct Settings {
     int threads = 1;
     int representation = 0;  // 0 auto, 1 block, 2 csr
     FlowKind kind = FlowKind::automatic;
+    double eps = 0;  // gomory_hu: every lower bound at least weight / (1 + eps); 0 asks for the exact tree
 };
 
 FlowReport max_flow(const GraphView& g, int64_t s, int64_t t, uint8_t* side, const Settings& settings, Poll& poll);

@@ -356,18 +356,28 @@ void proven_eigenvalue_bounds_hold(int rounds) {
         CLAIM(t.report.nu.nu <= truth + 1e-12, "a proven nu is below the eigenvalue",
               std::to_string(t.report.nu.nu) + " " + std::to_string(truth));
         const Degrees deg = degrees(g.view, 1);
-        std::vector<int32_t> all;
-        for (int64_t i = 0; i < g.n; ++i) all.push_back(int32_t(i));
         Poll poll;
-        CLAIM(!cholesky_proves(g.view, deg, all, truth * 1.000001 + 1e-9, 1, poll),
-              "Cholesky refuses nu just above the eigenvalue", std::to_string(truth));
-        CLAIM(cholesky_proves(g.view, deg, all, truth * 0.999 - 1e-9, 1, poll),
-              "Cholesky accepts nu just below the eigenvalue", std::to_string(truth));
+        const Survey all = survey(g.view, deg, [](int64_t) { return true; }, 0, 1, poll);
+        const double by_blocks = SecondEigenvalue(normalised_blocks(all, deg)).best();
+        CLAIM(1 - by_blocks <= truth + 1e-12, "the bound by norms of blocks is below the eigenvalue",
+              std::to_string(1 - by_blocks) + " " + std::to_string(truth));
+        const std::vector<uint8_t> none(all.cells.count, 0);
+        for (const auto& gone : {independent_cells(all), none}) {
+            Schur schur(all, deg, gone);
+            schur.form(1, poll);
+            for (double above : {1e-6, 1e-3, 0.1}) {
+                const double below = 1 - truth - above * (1 - truth) - 1e-9;
+                CLAIM(!schur.factorisation_proves(below, 1, poll) && !schur.norms_prove(below),
+                      "no proof of a nu above the eigenvalue", std::to_string(truth));
+            }
+            CLAIM(schur.factorisation_proves(1 - truth * 0.999 + 1e-4, 1, poll),
+                  "the factorisation proves a nu just below the eigenvalue", std::to_string(truth));
+        }
     }
 }
 
 void threads_do_not_change_bits() {
-    Graph g = layered({40, 70, 33, 90}, [] { return std::abs(normal()); }, true);
+    Graph g = layered({70, 140, 66, 150}, [] { return std::pow(std::abs(normal()), 3); }, true);
     const Tree one = tree(g.view, {});
     for (int threads : {2, 3, 5}) {
         cpu::Settings s;
@@ -377,7 +387,18 @@ void threads_do_not_change_bits() {
                   one.proof == many.proof,
               "the tree does not depend on the number of threads", std::to_string(threads));
     }
-    CLAIM(one.report.nu.proof == NuProof::cholesky, "the thread test runs the factorisation", "");
+    // The product and the factorisation by themselves, whether or not the tree found them worth their price.
+    const Degrees deg = degrees(g.view, 1);
+    Poll poll;
+    for (int threads : {1, 2, 3, 5}) {
+        const Survey s = survey(g.view, deg, [](int64_t) { return true; }, 0, threads, poll);
+        Schur schur(s, deg, independent_cells(s));
+        schur.form(threads, poll);
+        const double t = schur.estimate(poll);
+        CLAIM(t < 0.95 && schur.factorisation_proves(0.9 * t + 0.1, threads, poll) &&
+                  !schur.factorisation_proves(0.98 * t, threads, poll),
+              "threads factor as one does", std::to_string(threads) + " " + std::to_string(t));
+    }
 }
 
 void scales_do_not_hang() {

@@ -41,6 +41,7 @@ class Settings(TypedDict, total=False):
     certificates: bool  # gomory_hu: prove stars without flows where possible (default True)
     threads: int  # default 1; results do not depend on it
     seed: int  # accepted for symmetry; nothing in here is random
+    eps: float  # gomory_hu, in [0, 1], default 0: every lower bound need only be weight / (1 + eps)
     representation: str  # "auto" (default) | "block" | "csr": how capacities are held while flows run
     flow: str  # "auto" (default) | "augment" | "push_relabel"
 
@@ -65,7 +66,7 @@ class TreeResult(TypedDict):
     gap: float  # largest (weight - lower) / weight over the edges
     nontrivial: int  # cuts found that are not a single vertex
     nu: float  # proven lower bound on the second eigenvalue of the normalised Laplacian; 0 when none was proven
-    nu_proof: str  # "none" | "frobenius" | "cholesky": how it was proven (of the largest component)
+    nu_proof: str  # "none" | "frobenius" | "norms" | "cholesky": how it was proven (of the largest component)
     components: int
     representation: str  # "none" (no flow was needed) | "block" | "csr"
     fallbacks: int  # flows that "auto" handed from augment to push_relabel
@@ -88,7 +89,7 @@ def gomory_hu(
     parent_out: Capsule,  # int64 [n]: -1 at the root
     weight_out: Capsule,  # float64 [n]: inf at the root
     lower_out: Capsule,  # float64 [n]: inf at the root
-    certified_out: Capsule,  # uint8 [n]: 0 by flow (and the root), 1 deficiency bound, 3 another connected component
+    certified_out: Capsule,  # uint8 [n]: 0 by flow (and the root), else how: CERTIFICATES in tree.py
     settings: Settings,
 ) -> TreeResult: ...
 def cut_values(

@@ -24,8 +24,19 @@ from modcut.provenance import stamp
 
 _FORMAT = "modcut.CutTree"
 _FORMAT_VERSION = "1"
-CERTIFICATES = {0: "flow", 1: "deficiency", 2: "eigenvalue", 3: "component"}
-"""How the cut of a vertex was proven: by a maximum flow, by a bound on the star, or because no edge leads there."""
+CERTIFICATES = {
+    0: "flow",
+    1: "deficiency",
+    2: "eigenvalue",
+    3: "component",
+    4: "exceptions",
+    5: "merged",
+    6: "module",
+    7: "quotient",
+}
+"""How the cut of a vertex was proven: by a maximum flow; by a bound on its star ("deficiency", also where a few edges
+had to be looked at one by one, "exceptions", or where what hangs on it went along, "merged"); because no edge leads
+there ("component"); inside its module ("module"), or by the cuts between whole modules ("quotient")."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +86,7 @@ class TreeStats:
     certified: int = 0
     """Vertices whose cut was proven without a flow."""
     certified_by: Mapping[str, int] = field(default_factory=dict)
-    """Tree edges by how they were proven: "flow", "deficiency", "eigenvalue", "component"."""
+    """Tree edges by how they were proven, see :data:`CERTIFICATES`."""
     trivial_fraction: float = 0.0
     """Share of the tree's edges whose cut is a single vertex: 1.0 is a star, which says no more than the strengths."""
     passes: float = 0.0
