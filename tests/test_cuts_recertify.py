@@ -84,14 +84,15 @@ def test_one_optimizer_step_costs_no_flow_and_no_factorisation(monkeypatch: pyte
     monkeypatch.setattr("modcut._engine.native", lambda: pytest.fail("nothing is to be solved"))
     again = modcut.recertify(tree, new)
     monkeypatch.undo()
-    assert again.stats.kept == tree.n - 1
+    assert again.stats.kept >= tree.n - 2, "all, or all but one where another vertex has become the strongest"
     assert again.stats.flows == 0
     assert again.stats.certified == tree.n - 1
     assert again.stats.certified_by == {"deficiency": tree.n - 1}
     assert again.exact
     testing.validate_cut_tree(again, new)
     more = modcut.recertify(again, stepped((64, 48, 32, 16), 2)[1])  # what is remembered goes along
-    assert more.stats.kept == tree.n - 1
+    assert more.stats.kept >= tree.n - 2
+    assert more.stats.flows == 0
 
 
 def test_weights_that_moved_far_give_a_new_tree_and_say_so() -> None:

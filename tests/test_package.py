@@ -26,7 +26,7 @@ LAYERS = (
     ("graph",),
     ("testing", "controls", "metrics"),
     ("partition",),
-    ("clustering",),
+    ("clustering", "improve"),
     ("ops", "_norms", "_terms"),
     ("_leak", "_labels"),
     ("loss",),

@@ -24,6 +24,7 @@ _HOME = {
     "modularity_loss": "modcut.loss",
     "ModularityLoss": "modcut.loss",
     "Partition": "modcut.partition",
+    "improve_partition": "modcut.improve",
     "find_modules": "modcut.modules",
     "cut_and_run": "modcut.modules",
     "cut_and_heal": "modcut.modules",
