@@ -2,79 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-import resource
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-
 import igraph
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import maximum_flow
 
 import modcut
+from cut_graphs import examples, graphs, moderate, seeds, tolerance
 from modcut import testing
 from modcut._problem import problem
 
-seeds = st.integers(0, 10_000)
-families = st.sampled_from(sorted(testing.FAMILIES))
-
-
-@st.composite
-def graphs(draw: st.DrawFn, max_n: int = 12) -> torch.Tensor:
-    """A graph of any family, with any mixture of ties, integers, decimals, scales, dead and disconnected vertices."""
-    w = testing.FAMILIES[draw(families)](draw(st.integers(1, max_n)), draw(seeds))
-    n = w.shape[0]
-    match draw(
-        st.sampled_from(["as is", "integers", "ones", "decimals", "thirds", "float32", "scales", "holes", "two parts"])
-    ):
-        case "integers":
-            w = (5 * w / w.max().clamp(min=1e-9)).round().to(torch.int64)
-        case "ones":
-            w = (w > 0).double()
-        case "decimals":
-            w = (w / w.max().clamp(min=1e-9) * 7).round() * 0.1
-        case "thirds":
-            w = (w / w.max().clamp(min=1e-9) * 3).round() / 3
-        case "float32":
-            w = w.float()
-        case "scales":
-            e = torch.randint(-12, 13, (n, n), generator=torch.Generator().manual_seed(draw(seeds))).double()
-            w = torch.triu(w * 10.0**e, 1)
-            w = w + w.T
-        case "holes":
-            dead = torch.rand(n, generator=torch.Generator().manual_seed(draw(seeds))) < 0.3
-            w = w.clone()
-            w[dead] = 0
-            w[:, dead] = 0
-        case "two parts":
-            w = w.clone()
-            w[: n // 2, n // 2 :] = 0
-            w[n // 2 :, : n // 2] = 0
-    return w
-
-
-def tolerance(w: torch.Tensor, *trees: modcut.CutTree) -> float:
-    """What values of the same cut may differ by, relatively: the contract, and what a tree admits beyond it."""
-    contract = {torch.int64: 0.0, torch.float64: 1e-12, torch.float32: 2e-6}[w.dtype]
-    return max(contract, *(2 * t.stats.gap for t in trees), 0.0)
-
-
-def moderate(w: torch.Tensor) -> bool:
-    """Weights that span less than fifteen decades: there every tree must be exact."""
-    positive = w[w > 0].double()
-    return not len(positive) or bool(positive.max() < 1e15 * positive.min())
-
 
 @given(graphs(), st.booleans(), st.booleans())
-@settings(max_examples=120)
+@examples(120)
 def test_every_tree_is_a_gomory_hu_tree(w: torch.Tensor, certificates: bool, sparse: bool) -> None:
     tree = modcut.gomory_hu_tree(sp.csr_array(w.numpy()) if sparse else w, certificates=certificates)
     assert tree.exact or not moderate(w)
@@ -82,7 +26,7 @@ def test_every_tree_is_a_gomory_hu_tree(w: torch.Tensor, certificates: bool, spa
 
 
 @given(graphs(), st.data())
-@settings(max_examples=80)
+@examples(80)
 def test_every_cut_has_the_value_of_exact_arithmetic_and_a_side_that_shows_it(
     w: torch.Tensor, data: st.DataObject
 ) -> None:
@@ -158,7 +102,7 @@ def test_the_known_graph_has_its_known_tree() -> None:
 
 
 @given(graphs(), seeds)
-@settings(max_examples=30)
+@examples(30)
 def test_renaming_vertices_renames_the_cuts(w: torch.Tensor, seed: int) -> None:
     perm = torch.randperm(w.shape[0], generator=torch.Generator().manual_seed(seed))
     tree, other = modcut.gomory_hu_tree(w), modcut.gomory_hu_tree(w[perm][:, perm])
@@ -167,7 +111,7 @@ def test_renaming_vertices_renames_the_cuts(w: torch.Tensor, seed: int) -> None:
 
 
 @given(graphs(), st.integers(-40, 40))
-@settings(max_examples=30)
+@examples(30)
 def test_scaling_by_a_power_of_two_scales_every_weight_exactly(w: torch.Tensor, exponent: int) -> None:
     if w.dtype == torch.int64:
         return
@@ -177,7 +121,7 @@ def test_scaling_by_a_power_of_two_scales_every_weight_exactly(w: torch.Tensor, 
 
 
 @given(graphs(), st.data())
-@settings(max_examples=30)
+@examples(30)
 def test_adding_weight_never_lowers_a_cut(w: torch.Tensor, data: st.DataObject) -> None:
     n = w.shape[0]
     if n < 2:
@@ -192,7 +136,7 @@ def test_adding_weight_never_lowers_a_cut(w: torch.Tensor, data: st.DataObject) 
 
 
 @given(graphs(), st.integers(1, 3))
-@settings(max_examples=30)
+@examples(30)
 def test_equal_input_gives_equal_bits_whatever_the_threads(w: torch.Tensor, threads: int) -> None:
     first, second = modcut.gomory_hu_tree(w), modcut.gomory_hu_tree(w.clone(), threads=threads)
     for name in ("parent", "weight", "lower", "certified"):
@@ -200,7 +144,7 @@ def test_equal_input_gives_equal_bits_whatever_the_threads(w: torch.Tensor, thre
 
 
 @given(graphs())
-@settings(max_examples=30)
+@examples(30)
 def test_the_lightest_edge_is_the_global_minimum_cut_and_no_edge_exceeds_a_strength(w: torch.Tensor) -> None:
     n = w.shape[0]
     if n < 2:
@@ -217,7 +161,7 @@ def test_the_lightest_edge_is_the_global_minimum_cut_and_no_edge_exceeds_a_stren
 
 
 @given(graphs())
-@settings(max_examples=30)
+@examples(30)
 def test_certificates_change_no_value(w: torch.Tensor) -> None:
     proven, flowed = modcut.gomory_hu_tree(w), modcut.gomory_hu_tree(w, certificates=False)
     rtol = tolerance(w, proven, flowed)
@@ -346,189 +290,3 @@ def test_a_dense_network_is_a_star_and_runs_no_flow() -> None:
     flowed = modcut.gomory_hu_tree(testing.dense(60, 0), certificates=False)
     assert flowed.stats.certified == 0
     assert flowed.stats.flows > 0
-
-
-# --- behaviour of the engine ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_interrupts_a_long_call() -> None:
-    code = """
-        import torch, modcut
-        from modcut import testing
-        w = testing.grid(60, 60)
-        print("ready", flush=True)
-        try:
-            for _ in range(100):
-                modcut.gomory_hu_tree(w, certificates=False)
-        except KeyboardInterrupt:
-            print(modcut.min_cut(torch.ones(3, 3), 0, 1).value)  # the engine is still usable
-    """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert out == "2.0\n"
-    assert time.monotonic() - start < 5.0  # a second in the engine, the rest for a loaded machine
-
-
-def test_memory_stays_flat_over_many_calls() -> None:
-    w, a = testing.dense(120, 0), sp.csr_array(testing.grid(10, 10).numpy())
-
-    def work(count: int) -> int:
-        for _ in range(count):
-            modcut.max_flow(w, 0, 1)
-            modcut.gomory_hu_tree(w)
-            modcut.gomory_hu_tree(a)
-        gc.collect()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    before = work(50)
-    grown = work(200) - before
-    assert grown < 8 * 1024  # KiB; one leaked input per call would be 22 MiB
-
-
-# --- quotients, isolating cuts ----------------------------------------------------------------------------------------
-
-
-def test_the_quotient_matrix_is_the_indicator_product() -> None:
-    w = testing.dense(12, 0)
-    labels = torch.arange(12) % 3
-    z = torch.nn.functional.one_hot(labels, 3).double()
-    expected = z.T @ w @ z
-    for form in (w, sp.csr_array(w.numpy()), w + torch.eye(12)):
-        torch.testing.assert_close(modcut.quotient_matrix(form, labels), expected)
-    torch.testing.assert_close(modcut.quotient_matrix(w, labels.tolist()).sum(1), z.T @ w.sum(1))
-
-
-def test_the_quotient_of_a_weight_graph_is_computed_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    g, w = testing.mlp_graph((5, 7, 4), seed=2), testing.mlp((5, 7, 4), seed=2)
-    labels = torch.arange(16) % 4
-    z = torch.nn.functional.one_hot(labels, 4).double()
-    for name in ("to_dense", "to_scipy"):
-        monkeypatch.setattr(type(g), name, lambda self: pytest.fail("a large graph would not fit"))
-    torch.testing.assert_close(modcut.quotient_matrix(g, labels), z.T @ w @ z)
-    partition = modcut.Partition(labels, g, 4)
-    torch.testing.assert_close(modcut.quotient_matrix(g, partition), z.T @ w @ z)
-    monkeypatch.undo()
-    testing.validate_cut_tree(modcut.quotient_tree(g, partition), modcut.quotient_matrix(g, labels))
-
-
-def test_the_quotient_of_integers_is_exact_and_keeps_empty_modules() -> None:
-    w = testing.known_graph()
-    tree = modcut.quotient_tree(w, [0, 0, 1, 1, 3, 3], k=5)
-    assert tree.n == 5
-    assert tree.integer
-    assert tree.min_cut_value(0, 2) == 0
-    assert modcut.quotient_matrix(w, [0, 0, 1, 1, 3, 3])[0, 1] == 11
-    assert modcut.quotient_tree(sp.csr_array(w.numpy()), [0, 0, 1, 1, 3, 3], k=5).min_cut_value(
-        0, 1
-    ) == tree.min_cut_value(0, 1)
-
-
-@pytest.mark.parametrize(
-    ("labels", "error", "message"),
-    [
-        ([0, 1], ValueError, r"shape \[6\]"),
-        ([0, 0, 0, 0, 0, -1], ValueError, "got -1 at vertex 5"),
-        ([0.0] * 6, TypeError, "integers"),
-        ([0, 1, 2, 3, 4, 9], ValueError, r"labels must be in \[0, 5\), got 9"),
-    ],
-)
-def test_bad_labels_are_refused(labels: list[int], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        modcut.quotient_tree(testing.known_graph(), labels, k=5)
-
-
-@given(graphs(max_n=9), st.data())
-@settings(max_examples=30)
-def test_isolating_cuts_separate_each_terminal_from_the_others(w: torch.Tensor, data: st.DataObject) -> None:
-    n = w.shape[0]
-    if n < 3:
-        return
-    terminals = data.draw(st.permutations(range(n)))[: data.draw(st.integers(2, min(4, n)))]
-    for v, cut in zip(terminals, modcut.isolating_cuts(w, terminals), strict=True):
-        others = [u for u in terminals if u != v]
-        assert cut.side[v]
-        assert not cut.side[others].any()
-        merged, keep = w.clone(), [u for u in range(n) if u not in others[1:]]
-        for u in others[1:]:
-            merged[others[0]] += merged[u]
-            merged[:, others[0]] += merged[:, u]
-        merged = merged[keep][:, keep].fill_diagonal_(0)
-        expected, _ = testing.reference_min_cut(torch.maximum(merged, merged.T), keep.index(v), keep.index(others[0]))
-        assert cut.value == pytest.approx(expected, rel=1e-9 if w.dtype != torch.float32 else 2e-6)
-
-
-def test_isolating_cuts_refuse_bad_terminals() -> None:
-    w = testing.known_graph()
-    for terminals, message in (([1], "at least 2"), ([1, 1], "more than once"), ([1, 6], r"terminals\[1\] must be in")):
-        with pytest.raises(ValueError, match=message):
-            modcut.isolating_cuts(w, terminals)
-
-
-# --- the validator catches what it is for -----------------------------------------------------------------------------
-
-
-def without_swap(seed: int) -> tuple[torch.Tensor, modcut.CutTree]:
-    w = (testing.sparse(6, 0.7, seed) * 4).round().to(torch.int64)
-    return w, testing.reference_tree(w, swap=False)
-
-
-def test_gusfield_without_the_swap_has_the_right_values_but_fails_the_validator() -> None:
-    failed = 0
-    for seed in range(20):
-        w, flow_tree = without_swap(seed)
-        reference = testing.reference_tree(w)
-        assert torch.equal(flow_tree.all_min_cut_values(), reference.all_min_cut_values())  # every value is right ...
-        try:
-            testing.validate_cut_tree(flow_tree, w, reference)
-        except AssertionError as error:
-            failed += 1
-            assert "not a cut tree" in str(error)  # ... but the sides are not cuts of that value
-    assert failed >= 5
-
-
-def test_one_wrong_weight_fails_the_validator() -> None:
-    w = testing.planted(12, 3, 0.05, seed=0)
-    tree = modcut.gomory_hu_tree(w)
-    testing.validate_cut_tree(tree, w)
-    v = int(tree.edges[4])
-    for factor in (1.01, 0.99, 1 + 1e-9):
-        weight = tree.weight.clone()
-        weight[v] *= factor
-        wrong = modcut.CutTree(tree.parent, weight, weight.clone(), tree.certified)
-        with pytest.raises(AssertionError, match="not a cut tree"):
-            testing.validate_cut_tree(wrong, w)
-
-
-def test_a_tree_of_cuts_that_are_not_minimal_fails_the_validator() -> None:
-    w = testing.path(6, seed=0)
-    degree = w.sum(1)  # a star of strengths: every edge weighs its induced cut, but on a path these are not minimal
-    parent = torch.tensor([1, -1, 1, 1, 1, 1])
-    weight = torch.where(parent < 0, float("inf"), degree)
-    star = modcut.CutTree(parent, weight, weight.clone(), torch.zeros(6, dtype=torch.uint8))
-    with pytest.raises(AssertionError, match="trusted tree"):
-        testing.validate_cut_tree(star, w)
-    with pytest.raises(AssertionError, match="trusted tree"):
-        testing.validate_cut_tree(star, w, float(testing.reference_tree(w).weight[1:].sum()))
-
-
-def test_the_validator_compares_sizes() -> None:
-    with pytest.raises(AssertionError, match="6 vertices, the graph 5"):
-        testing.validate_cut_tree(testing.reference_tree(testing.known_graph()), torch.ones(5, 5))
-
-
-@pytest.mark.parametrize("family", sorted(testing.FAMILIES))
-@pytest.mark.parametrize("n", [1, 2, 3, 10])
-def test_generators_give_seeded_graphs(family: str, n: int) -> None:
-    first, second = testing.FAMILIES[family](n, 4), testing.FAMILIES[family](n, 4)
-    assert torch.equal(first, second)
-    assert torch.equal(first, first.T)
-    assert not torch.diagonal(first).any()
-    if n == 10:
-        assert not torch.equal(first, testing.FAMILIES[family](n, 5))
