@@ -14,9 +14,16 @@ _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#7b
 _DARK = ("#5ab4f0", "#ff9a57", "#3fcfa0", "#f0a6cf", "#e6b84a", "#9fd4ff", "#b99bf2", "#c99a8c")
 
 
+# What neither HTML nor XML may hold (control characters, lone surrogates), and what turns the text around it (bidi
+# controls): a crafted name must not make the words beside it read otherwise.
+_UNFIT = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
 def clean(text: str) -> str:
-    """Replace the characters that neither HTML nor XML may hold (control characters, lone surrogates)."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
+    """Replace the characters that a page may not hold, and those that change the direction of text."""
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def escape(text: str) -> str:

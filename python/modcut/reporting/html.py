@@ -1,10 +1,13 @@
-"""One self-contained HTML page from results: no network, no scripts, everything that came from data escaped."""
+"""One self-contained HTML page from results: no network, one script of its own, everything that came from data escaped."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +19,9 @@ from markupsafe import Markup
 from modcut import __version__
 from modcut._files import write_text
 from modcut.provenance import stamp
-from modcut.reporting import draw, results, svg, views
+from modcut.reporting import deck as _deck
+from modcut.reporting import draw, explorer, results, svg, views
+from modcut.reporting.heat import visible as token
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
 TREE_LIMIT = 64
@@ -53,8 +58,9 @@ def report(
 ) -> Path:
     """Write one HTML file that shows the given results; what is not given is left out.
 
-    The file needs no network, runs no script and follows the reader's light or dark style. Every text that comes from
-    data, models or language models is escaped.
+    The file needs no network and follows the reader's light or dark style. Its content security policy lets nothing
+    run but the page's own script and style, by their hashes, and nothing load; without the script the page still shows
+    everything but the zoomable map. Every text that comes from data, models or language models is escaped.
 
     Args:
         path: the file to write; folders are made, an existing file is replaced in one step.
@@ -128,44 +134,132 @@ def render(
         s |= {key: Markup(s[key]) for key in ("svg", "steps_svg") if s.get(key)}
     meta = dict(meta or {})
     summary = meta.pop("summary", "")
-    shown = [_card(c) for c in deck["cards"]] if deck else []
+    cards = _deck.cards_of(deck)
+    interfaces = _deck.interfaces_of(deck)
+    if view is None and cards:
+        view = views.from_cards(cards, deck or {})
+    own = partition is not None
     not_covered = _not_covered(view, deck)
+    pictures = _pictures(view, cards, forest)
     context: dict[str, Any] = {
         "version": __version__,
         "title": title,
         "lead": [summary] if isinstance(summary, str) and summary else list(summary),
         "facts": _facts(view, deck, beside),
-        "facts_note": " ".join(t for t in (about.get("modules", ""), _METRIC_NOTE) if t) if view else "",
+        "facts_note": about.get("modules", "") if own else "",
         "about": about,
-        "style": Markup(_environment().loader.get_source(_environment(), "style.css")[0]),  # type: ignore[union-attr]
         "partition": view,
         "tables": tables,
-        "cards": shown,
+        "cards": cards,
         "cards_note": _cards_note(deck) if deck else "",
+        "interfaces": interfaces,
         "traces": sections,
         "not_covered": not_covered,
-        **_pictures(view, shown, forest),
-        "provenance": _provenance(meta, view, deck, forest),
+        "metric_note": _METRIC_NOTE if view and view.get("leak") is not None else "",
+        **pictures,
+        "method": _method(deck, cards, interfaces),
+        "provenance": _provenance(meta, view if own else None, deck, forest),
     }
+    shown = _explorer(view, cards, deck)
+    context["map_note"] = shown["note"] if shown else ""
+    context["grouped"] = bool(shown) and any(n["children"] for n in shown["nodes"])
+    context["map"] = shown
     context["sections"] = [
         (name, words)
         for name, words, there in (
             ("results", "Results", tables),
             ("modules", "Modules", context["graph_svg"]),
+            ("cards", "Cards", cards),
+            ("interfaces", "Interfaces", interfaces),
             ("tree", "Cut tree", context["tree_facts"]),
-            ("cards", "Cards", shown),
             *((t["id"], t["nav"] if "nav" in t else t["title"], True) for t in sections),
             ("limits", "Not covered", not_covered),
-            ("provenance", "Record", True),
         )
         if there
     ]
     # The palette reaches every module that a picture or a card is coloured by.
     drawn = [v for v in context.values() if isinstance(v, Markup)]
+    drawn += [c["svg"] for c in context["score_charts"]]
     drawn += [s[key] for s in sections for key in ("svg", "steps_svg") if s.get(key)]
-    k = max([draw.coloured(*drawn), *(c["index"] + 1 for c in shown)])
-    context |= {"light": Markup(draw.palette(k, dark=False)), "dark": Markup(draw.palette(k, dark=True))}
+    k = max([draw.coloured(*drawn), *(c["index"] + 1 for c in cards), view["k"] if view else 0])
+    context["data"] = Markup(_data(shown, cards, interfaces))
+    context["style"], context["script"] = Markup(_style(k)), Markup(_source("report.js"))
+    context["policy"] = _policy(context["style"], context["script"])
     return _environment().get_template("report.html.j2").render(context)
+
+
+def _source(name: str) -> str:
+    text: str = _environment().loader.get_source(_environment(), name)[0]  # type: ignore[union-attr]
+    return text
+
+
+def _style(k: int) -> str:
+    """The page's style: colours of ``k`` modules, light and dark, and a class per module that sets its tone."""
+    tones = "\n".join(f".m{i} {{ --tone: var(--module-{i}); }}" for i in range(k))
+    light, dark = draw.palette(k, dark=False), draw.palette(k, dark=True)
+    return (
+        f"\n:root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"@media print {{ :root {{ {light} }} }}\n{tones}\n{_source('style.css')}"
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """The page's content security policy: nothing loads, and only these two texts take effect."""
+
+    def of(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {of(script)}; style-src {of(style)}; img-src data:; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _data(
+    shown: Mapping[str, Any] | None, cards: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the script reads, as JSON that no text in it can leave: no ``<``, ``>`` or ``&`` is left in it."""
+    told = {
+        "map": None if shown is None else {key: shown[key] for key in ("nodes", "strength", "width", "height")},
+        "modules": {c["index"]: {"lines": c["lines"][:4], "scores": _briefly(c["score_rows"])} for c in cards},
+        "interfaces": {f"{f['reader']}-{f['source']}": f["texts"][0][:400] for f in links if f["texts"]},
+        "examples": {c["index"]: c["more"] for c in cards if c["more"]},
+    }
+    text = json.dumps(_plain(told), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
+
+
+def _plain(value: Any) -> Any:
+    """Clean every text of the data, as jinja2 does for the page's own."""
+    if isinstance(value, str):
+        return draw.clean(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _briefly(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Name, value and controls of every score, as words."""
+    out = []
+    for r in rows:
+        if r["value"] is None:
+            continue
+        spread = f" [{cell(r['low'])}, {cell(r['high'])}]" if r["low"] is not None else ""
+        beside = ", ".join(f"{c['name']} {cell(c['mean'])}" for c in r["controls"])
+        out.append([r["name"], f"{cell(r['value'])}{spread}", beside])
+    return out
+
+
+def _explorer(
+    view: Mapping[str, Any] | None, cards: Sequence[Mapping[str, Any]], deck: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    if not view or "strength" not in view or not view["k"]:
+        return None
+    titles = {c["index"]: str(c["title"] or "") for c in cards}
+    groups = [g for g in (deck or {}).get("groups") or [] if isinstance(g, Mapping)]
+    return explorer.build(view["sizes"], view["strength"], [titles.get(i, "") for i in range(view["k"])], groups)
 
 
 @lru_cache(maxsize=1)
@@ -177,7 +271,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_clean,
     )
-    environment.filters.update(cell=cell, signed=signed, percent=percent, token=token)
+    environment.filters.update(cell=cell, signed=signed, percent=percent, token=token, spread=spread)
     return environment
 
 
@@ -219,11 +313,14 @@ def percent(value: Any) -> str:
     return "n/a" if value is None else f"{100 * float(value):.1f} %"
 
 
-def token(value: Any) -> str:
-    """Return text with its line breaks and other unprintable characters visible."""
-    return "".join(
-        c if c.isprintable() else {"\n": "⏎", "\t": "⇥"}.get(c, c.encode("unicode_escape").decode()) for c in str(value)
-    )
+def spread(values: Any, share: bool = False) -> str:
+    """Return the range of a list of controls."""
+    known = [float(v) for v in values or [] if v is not None]
+    if not known:
+        return "n/a"
+    form = percent if share else signed
+    low, high = form(min(known)), form(max(known))
+    return low if low == high else f"{low} to {high}"
 
 
 def _facts(
@@ -251,8 +348,8 @@ def _facts(
 def _pictures(
     view: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]], forest: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    out: dict[str, Any] = dict.fromkeys(("graph_svg", "occupancy_svg", "scores_svg", "tree_svg"), "")
-    out |= {"tree_facts": [], "tree_caption": "", "interface_table": None}
+    out: dict[str, Any] = dict.fromkeys(("graph_svg", "occupancy_svg", "tree_svg"), "")
+    out |= {"tree_facts": [], "tree_caption": "", "interface_table": None, "score_charts": _charts(shown)}
     titles = {c["index"]: c["title"] for c in shown if c.get("title")}
     if view:
         names = [titles.get(i) or f"Module {i}" for i in range(view["k"])]
@@ -262,19 +359,6 @@ def _pictures(
         if view.get("families"):
             rows = [f for f in view["families"] if sum(f["counts"])]
             out["occupancy_svg"] = Markup(svg.occupancy([f["family"] for f in rows], [f["counts"] for f in rows]))
-    rows = [
-        {"label": f"Module {c['index']}", "module": c["index"], **c["scores"]["detection"]}
-        for c in shown
-        if c.get("scores", {}).get("detection")
-    ]
-    if rows:
-        out["scores_svg"] = Markup(svg.dots(rows, title="How well the evidence finds the module on held-out data"))
-        out["scores_caption"] = (
-            f"Detection on held-out data (AUROC, n = {rows[0]['n']:,} positions in {rows[0]['windows']} samples): "
-            "from the evidence alone, find the positions where the module's share of use is in the highest tenth. "
-            "Filled dots: the module, with the 95 % interval over samples. Rings: random modules of the same make-up "
-            "with evidence of their own. Ticks: this module with the evidence of another one. Dashed: chance."
-        )
     if forest:
         n = int(forest["n"])
         finite = [w for w in forest["weight"] if w is not None and math.isfinite(w)]
@@ -316,27 +400,64 @@ def _interfaces(strength: Sequence[Sequence[float]]) -> dict[str, Any] | None:
     return None if read is None else {**read, "title": "Strength of the weights from module to module"}
 
 
-def _card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """A card with what the template needs beside it; cards of other origins may lack any part."""
-    evidence = dict(card.get("evidence") or {})
-    use = evidence.get("use") or {}
-    slices = [{"slice": "all data", **use}, *use.get("slices", [])] if use.get("share") is not None else []
-    rows = []
-    for s in slices:
-        known = [c for c in s.get("controls") or [] if c is not None]
-        told = f"{percent(min(known))} to {percent(max(known))}" if known else "n/a"
-        rows.append({"slice": s["slice"], "share": s["share"], "controls": told})
-    return {
-        "title": "",
-        "error": None,
-        "confidence": None,
-        "scores": {},
-        "interfaces": [],
-        **card,
-        "evidence": evidence,
-        "use_rows": rows,
-        "sliced": bool(use.get("slices")),
-    }
+def _charts(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One chart per score: every module's value and interval, beside its controls."""
+    out = []
+    for name in _deck.score_names(cards):
+        rows = _deck.chart_rows(cards, name)
+        known = next(r for r in rows if r.get("value") is not None)
+        chance = float(known.get("chance", 0.5 if name == "detection" else 0.0))
+        low, high = _deck.span(rows, chance)
+        words, many = name.replace("_", " "), known.get("n")
+        caption = f"{words.capitalize()} on held-out data"
+        if known.get("measure"):
+            caption += f" ({known['measure']}{f'; n = {many:,}' if isinstance(many, int) else ''})"
+        caption += (
+            ". Filled dots: the module, with its 95 % interval. Rings: random modules of the same make-up with "
+            "evidence of their own. Ticks: this module with the evidence of another one. Dashed: chance."
+        )
+        title = f"{words.capitalize()}: every module beside its controls"
+        drawn = svg.dots(rows, title=title, low=low, high=high, chance=chance)
+        out.append({"name": words, "svg": Markup(drawn), "caption": caption})
+    return out
+
+
+# What the page's figures mean; a score's own words ("measure") stand with the score.
+_GLOSSARY = (
+    ("unit", "a neuron, channel or whole attention head: a vertex of the graph, or several with one label."),
+    ("interface", "the weights between two modules; its strength is the sum of their edge strengths, its cut value."),
+    ("use", "|activation × gradient of the objective|, summed over a module's inner units: where it matters, not how."),
+    ("share of use", "a module's part of the whole network's use at a position."),
+    ("ink of a token", "the module's activity there in ten steps, full at the largest of its examples; the marked "
+     "token is the peak."),
+    ("interval", "95 % bootstrap over samples: positions of one sample are not independent."),
+    ("random", "modules with as many units in every space, whole heads for whole heads, drawn at random."),
+    ("shuffled", "the same module judged by another module's evidence or text."),
+    ("p", "share of controls, this module included, that do at least as well."),
+    ("evidence only", "written by rule from measured figures; nothing is interpreted and no language model was asked."),
+    ("causal", "only what ablation shows. Attribution and detection say where a module is used, not what it is for."),
+)  # fmt: skip
+
+
+def _method(
+    deck: Mapping[str, Any] | None, cards: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the drawer explains: how the cards were made, and every score in its own words."""
+    meta = (deck or {}).get("meta", {})
+    names = {
+        "model": "model", "digest": "digest of the weights", "n": "samples", "held_out": "held-out samples",
+        "positions": "positions", "seed": "seed", "ablation": "ablation", "control": "control",
+        "objective": "objective", "edge": "edge strength", "client": "described by", "judge": "judged by",
+        "failed": "failed calls",
+    }  # fmt: skip
+    facts = [(words, meta[key]) for key, words in names.items() if meta.get(key) is not None]
+    if deck and meta.get("client") is None:
+        facts.append(("described by", "no language model: evidence only"))
+    said: dict[str, str] = {}
+    for row in [r for c in (*cards, *links) for r in c["score_rows"]]:
+        if row["measure"]:
+            said.setdefault(row["name"], str(row["measure"]))
+    return {"facts": facts, "scores": list(said.items()), "glossary": _GLOSSARY if deck else _GLOSSARY[:2]}
 
 
 def _cards_note(deck: Mapping[str, Any]) -> str:

@@ -70,6 +70,27 @@ def read_partition(value: Any) -> dict[str, Any] | None:
     return view
 
 
+def from_cards(cards: Sequence[Mapping[str, Any]], deck: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the cards alone tell of their partition: sizes and strengths between modules; None where they do not.
+
+    A module's evidence lists everything that it reads from, so the sum is whole; layers and metrics are not in it.
+    """
+    made = [(c["evidence"].get("make_up") or {}) for c in cards]
+    if [c["index"] for c in cards] != list(range(len(cards))) or not all("units" in m for m in made):
+        return None
+    k = len(cards)
+    strength = [[0.0] * k for _ in range(k)]
+    for i, c in enumerate(cards):
+        for end in c["evidence"].get("reads_from") or []:
+            if isinstance(end.get("module"), int) and 0 <= end["module"] < k:
+                strength[i][end["module"]] = float(end["strength"])
+        strength[i][i] = float((c["evidence"].get("cut") or {}).get("inside") or 0.0)
+    sizes = [int(m["units"]) for m in made]
+    total = int(made[0].get("of", sum(sizes))) if made else 0
+    edge = (deck.get("meta") or {}).get("edge", "n/a")
+    return {"k": k, "n": total, "edge": edge, "sizes": sizes, "strength": strength, "families": []}
+
+
 def read_table(value: Any) -> dict[str, Any] | None:
     """Return a table as ``{"title", "columns", "rows", "note"}``.
 
