@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from torch import nn
 
@@ -17,26 +16,13 @@ from modcut.partition import Partition
 from modcut.provenance import digest, stamp
 from modcut.reading import evidence as _evidence
 from modcut.reading.cards import EVIDENCE_ONLY, ModuleCard, ModuleCards
-from modcut.reading.clients import Client, ClientError, parse_json
+from modcut.reading.clients import Client
+from modcut.reading.judges import Judge
 from modcut.reading.observe import observe
 from modcut.reading.scores import score_all
 from modcut.reading.sentences import sentence
-
-SCHEMA: dict[str, Any] = {
-    "title": "module_description",
-    "type": "object",
-    "properties": {
-        "title": {"type": "string"},
-        "description": {"type": "string"},
-        "confidence": {"type": "number"},
-    },
-    "required": ["title", "description", "confidence"],
-    "additionalProperties": False,
-}
-# After an error of the first kind no later call can succeed; after some of the second kind in a row, we stop asking.
-_FATAL = ("auth",)
-_UNREACHABLE = ("connection", "timeout")
-_PATIENCE = 2
+from modcut.reading.telling import Telling, tell
+from modcut.reading.writing import SCHEMA, prompt
 
 
 def describe(
@@ -52,13 +38,23 @@ def describe(
     controls: int = 3,
     ablation: Mode = "mean",
     progress: bool = False,
+    judge: Judge | Client | Literal["lexical", "none"] = "lexical",
+    prompts: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    text_items: int = 24,
+    random_texts: int = 0,
 ) -> ModuleCards:
     """Return a card for every module of ``P``: evidence, effect beside random modules, a held-out score, and a text.
 
     Evidence is chosen on one half of the samples; effects and scores are measured on the other. Without a ``client``
-    the text is written by rule from the evidence and says so (``origin`` "evidence only"). With one, the same evidence
-    is sent to it, one call a module; a failed call leaves that card with its evidence-only text and ``error`` set, and
-    a second run with the client's ``cache`` asks only for what is missing.
+    the text is written by rule from the evidence and says so (``origin`` "evidence only"). With one, the evidence of
+    the selection half is sent to it, one call for every module, interface and group (see :class:`ModuleCards`); a
+    failed call leaves that card with its evidence-only text and ``error`` set, and a second run with the same
+    ``resume`` (or a client with a ``cache``) asks only for what is missing.
+
+    Each text is then given to a ``judge``, who predicts from it alone where the module is active on held-out data and
+    what breaks without it: ``scores["text_detection"]``, ``["text_simulation"]`` and ``["causal"]``, each beside the
+    scores of other modules' texts, of random modules and of the evidence-only text. A text that failed has none.
 
     Args:
         model: the model that ``P.graph`` was traced from. It is left as it was.
@@ -72,9 +68,19 @@ def describe(
         controls: random modules per module, at least 1.
         ablation: how a module is switched off to measure its effect (see :func:`modcut.ablate`).
         progress: show progress.
+        judge: who predicts from the texts: ``"lexical"`` (words compared by rule, no language model), a client, any
+            object with ``name`` and ``rate``, or ``"none"``. Many calls where it is a client: about ``text_items / 12``
+            for each of 2 to 5 texts a module.
+        prompts: folder of jinja2 files that replace the package's of the same name (``module.j2``, ``interface.j2``,
+            ``group.j2``, ``judge.j2``, each also as ``NAME_completion.j2``).
+        resume: JSONL file for the replies of client and judge, written as they come.
+        text_items: pieces of held-out data that a judge is shown per module.
+        random_texts: random modules per module that the client describes too, as a control of its texts; without it
+            the texts of random modules are written by rule.
 
     Raises:
         ValueError: fewer than two samples, labels of another graph, or no loss where one is needed.
+        TypeError: a judge that is none.
     """
     decode = _evidence.decoder(tokenizer)
     with _progress(progress) as say:
@@ -99,8 +105,9 @@ def describe(
             ModuleCard(i, sentence(e), evidence=e, scores=s, interfaces=_evidence.interfaces(P, i, matrix, blocks))
             for i, (e, s) in enumerate(zip(found, scores, strict=True))
         ]
-        if client is not None:
-            _write(cards, client, seed, tokens=seen.tokens, say=say)
+        carried = getattr(seen, "carried", [])
+        telling = Telling(client, judge, prompts, resume, seed, text_items, random_texts, say)
+        told = tell(telling, cards, seen.windows, carried, [], min(controls, 3), decode)
     meta = {
         **stamp(seed=seed, digest=digest(model)),
         "n": len(seen.windows),
@@ -111,83 +118,11 @@ def describe(
         "ablation": ablation,
         "objective": seen.objective,
         "client": None if client is None else client.model,
-        "failed": sum(c.error is not None for c in cards),
-        "parse_failures": getattr(client, "parse_failures", 0),
+        **told.meta,
         "edge": P.graph.edge,
         "not_covered": [list(entry) for entry in P.graph.not_covered],
     }
-    return ModuleCards(cards, meta)
-
-
-@lru_cache(maxsize=1)
-def _templates() -> jinja2.Environment:
-    # Prompts are plain text: escaping for HTML would change the evidence.
-    loader = jinja2.PackageLoader("modcut.reading", "prompts")
-    return jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined)
-
-
-def prompt(card: ModuleCard, *, tokens: bool) -> list[dict[str, str]]:
-    """Return the chat messages that ask a language model to describe one module."""
-    shown = _shown(card.evidence)
-    text = _templates().get_template("module.j2").render(evidence=shown, tokens=tokens)
-    return [{"role": "user", "content": text}]
-
-
-def _shown(e: Mapping[str, Any]) -> dict[str, Any]:
-    """The evidence as a reader needs it: three digits, contexts as marked text, the longest lists cut short."""
-    inputs = dict(e["inputs"])
-    inputs["contexts"] = [
-        {"text": f"{c['before']}>>>{c['token']}<<<{c['after']}", "times_mean": c["times_mean"], "slice": c["slice"]}
-        if "token" in c
-        else c
-        for c in inputs["contexts"]
-    ]
-    for name in ("more_on", "less_on"):
-        if name in inputs:
-            inputs[name] = [[t["text"], t["relative_share"]] for t in inputs[name][:12]]
-    shown = {**e, "inputs": inputs, "make_up": {**e["make_up"], "spaces": e["make_up"]["spaces"][:12]}}
-    result: dict[str, Any] = _rounded(shown)
-    return result
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.3g}")
-    if isinstance(value, Mapping):
-        return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(v) for v in value]
-    return value
-
-
-def _write(cards: Sequence[ModuleCard], client: Client, seed: int, *, tokens: bool, say: Callable[[str], None]) -> None:
-    """Let the client write the cards' texts; what fails is marked and nothing that was done is lost."""
-    failures, stopped = 0, ""
-    for card in cards:
-        if stopped:
-            card.error = f"not asked: {stopped}"
-            continue
-        say(f"description of module {card.index}")
-        try:
-            reply = client.complete(prompt(card, tokens=tokens), SCHEMA, 512, seed)
-            title, text, confidence = _fields(parse_json(reply.text))
-        except ClientError as error:
-            card.error = f"{error.reason}: {error}"
-            failures = failures + 1 if error.reason in _UNREACHABLE else 0
-            if error.reason in _FATAL or failures >= _PATIENCE:
-                stopped = str(error)
-            continue
-        failures = 0
-        card.title, card.text, card.confidence, card.origin = title, text, confidence, reply.model
-
-
-def _fields(value: Mapping[str, Any]) -> tuple[str, str, float | None]:
-    """Check a reply against :data:`SCHEMA`: servers that ignore `response_format` may send anything."""
-    text, title, confidence = value.get("description"), value.get("title", ""), value.get("confidence")
-    if not isinstance(text, str) or not text.strip():
-        raise ClientError("malformed", f"the reply must have a text 'description', got {sorted(value)}")
-    number = isinstance(confidence, (int, float)) and not isinstance(confidence, bool) and 0 <= confidence <= 1
-    return (title.strip() if isinstance(title, str) else ""), text.strip(), float(confidence) if number else None  # type: ignore[arg-type]
+    return ModuleCards(cards, meta, told.interfaces, told.groups)
 
 
 @contextmanager
