@@ -1,4 +1,4 @@
-"""One self-contained HTML page from results: no network, one script of its own, everything that came from data escaped."""
+"""One self-contained HTML page from results: nothing loads, one script of its own, everything from data escaped."""
 
 from __future__ import annotations
 

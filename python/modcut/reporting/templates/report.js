@@ -91,7 +91,7 @@
   world.append(lines, dots);
   stage.setAttribute("viewBox", `0 0 ${width} ${height}`);
 
-  const nameOf = (n) => (n.children.length ? n.title || `Group of ${leaves(n).length}` : `Module ${n.module}`);
+  const nameOf = (n) => (n.children.length ? n.title || short(`Modules ${leaves(n).map((m) => m.module).join(" · ")}`, 30) : `Module ${n.module}`);
   const fullName = (n) => (n.children.length || !n.title ? nameOf(n) : `Module ${n.module}: ${n.title}`);
   const short = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
   function leaves(n) {
@@ -132,7 +132,8 @@
       g.firstChild.setAttribute("r", r);
       const label = g.querySelector(".name");
       label.setAttribute("x", n.x);
-      label.setAttribute("y", open ? n.y - r + 4 : n.children.length ? n.y + 4 : n.y + r + 14);
+      label.setAttribute("y", open ? n.y - r + 4 : n.children.length ? n.y + 4 : n.y + r + 4);
+      label.setAttribute("dy", n.children.length ? "0" : ".9em");
       const count = n.children.length ? `${leaves(n).length} modules, ` : "";
       g.setAttribute("aria-label", `${fullName(n)}, ${count}${n.units.toLocaleString("en")} units`);
       if (n.children.length) g.setAttribute("aria-expanded", String(open));
@@ -175,7 +176,7 @@
         const d = `M${p.x} ${p.y}Q${mx.toFixed(1)} ${my.toFixed(1)} ${q.x} ${q.y}`;
         const line = make(
           "svg:path",
-          { d, "stroke-width": (0.8 + 9 * part).toFixed(2), class: mine ? "on" : chosen ? "dim" : "" },
+          { d, "stroke-width": (0.8 + 6 * part).toFixed(2), class: mine ? "on" : chosen ? "dim" : "" },
           make("svg:title", {}, `${nameOf(p)} and ${nameOf(q)}: ${figure(link.into + link.outOf)}`),
         );
         line.addEventListener("click", () => choose({ link }));
@@ -193,7 +194,10 @@
     view = next;
     const { x, y, k } = view;
     world.setAttribute("transform", `translate(${width / 2 - x * k} ${height / 2 - y * k}) scale(${k})`);
-    world.style.setProperty("--zoom", k);
+    // Names keep their size on the screen; where circles are small there, only groups are named.
+    const px = pixel();
+    world.style.setProperty("--px", Math.min(px, 4).toFixed(3));
+    stage.classList.toggle("crowded", px > 0.95);
     stage.classList.toggle("zoomed", k > 1.01);
   }
   function glide(next) {
@@ -459,6 +463,7 @@
     find("open-all").addEventListener("click", () => (folded.clear(), refresh(), inspect()));
     find("fold-all").addEventListener("click", () => (groups.forEach((g) => folded.add(g.id)), refresh(), inspect()));
   }
+  addEventListener("resize", () => look(view));
   look(view);
   refresh();
   inspect();
