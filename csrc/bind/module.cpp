@@ -31,15 +31,20 @@ private:
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+std::string text_of(const py::handle& value, const std::string& name) {
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_Check(value.ptr()) ? PyUnicode_AsUTF8AndSize(value.ptr(), &size) : nullptr;
+    if (text) return {text, size_t(size)};
+    PyErr_Clear();  // a lone surrogate has no UTF-8
+    throw py::type_error(name + " must be a string");
+}
+
 cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
     cpu::Settings s;
     for (auto item : d) {
-        const auto key = item.first.cast<std::string>();
+        const std::string key = text_of(item.first, "every key of settings");
         const py::handle value = item.second;
-        auto text = [&] {
-            if (!py::isinstance<py::str>(value)) throw py::type_error("settings['" + key + "'] must be a string");
-            return value.cast<std::string>();
-        };
+        auto text = [&] { return text_of(value, "settings['" + key + "']"); };
         auto whole = [&] {
             if (!PyLong_Check(value.ptr())) throw py::type_error("settings['" + key + "'] must be an integer");
             int overflow = 0;
