@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
 from modcut.partition import Partition
-from modcut.reading.observe import Observation, Window
-from modcut.reading.scores import Signature, share
+from modcut.reading.contexts import Decode, inputs
+from modcut.reading.effects import rank_p
+from modcut.reading.observe import Observation
+from modcut.reading.scores import Signature
 
-Decode = Callable[[Sequence[int]], str]
-CONTEXTS = 8
-PER_WINDOW = 2
-BEFORE, AFTER = 12, 6
 OUTPUTS = 8
 # An interface gets words of its own when it carries at least this part of a module's strength to other modules.
 SIZEABLE = 0.05
+# Random modules of other cards count as controls where no module is larger or smaller by more than this part.
+ALIKE = 0.1
 
 
 def decoder(tokenizer: Any) -> Decode:
@@ -72,7 +72,7 @@ def gather(
             "module": i,
             "make_up": _make_up(P, i, seen),
             "use": _use(seen, i),
-            "inputs": _inputs(seen, i, signatures[i], decode),
+            "inputs": inputs(seen, i, signatures[i], decode),
             "effect": _effect(seen, i, decode),
             "reads_from": _ends(matrix[i], i),
             "writes_to": _ends(matrix[:, i], i),
@@ -131,85 +131,31 @@ def _make_up(P: Partition, i: int, seen: Observation) -> dict[str, Any]:
 
 
 def _use(seen: Observation, i: int) -> dict[str, Any]:
-    def mean_share(windows: Sequence[Window], draw: int) -> float | None:
-        total = sum(float(w.use[:, draw].sum(dtype=np.float64)) for w in windows)
-        mine = sum(float(w.use[:, draw, i].sum(dtype=np.float64)) for w in windows)
-        return mine / total if total > 0 else None
+    def part(name: str | None) -> dict[str, Any]:
+        total, windows, _ = seen.sketch.use(name, selection=False)
+        whole = total.sum(-1)
+        shares = [float(total[r, i] / whole[r]) if whole[r] > 0 else None for r in range(len(total))]
+        return {"share": shares[0], "controls": shares[1:], "windows": windows}
 
-    held = [w for w in seen.windows if not w.selection]
-    draws = range(1, held[0].use.shape[1])
+    names = [n for n in seen.slices if n]
     return {
-        "measure": f"share of the network's use, |activation x gradient of {seen.objective}|",
-        "share": mean_share(held, 0),
-        "controls": [mean_share(held, r) for r in draws],
-        "windows": len(held),
-        "slices": [
-            {
-                "slice": name,
-                "share": mean_share(part, 0),
-                "controls": [mean_share(part, r) for r in draws],
-                "windows": len(part),
-            }
-            for name in seen.slices
-            if name and (part := [w for w in held if w.slice == name])
-        ],
+        "measure": f"share of the network's use, {seen.measured}",
+        **part(None),
+        "slices": [{"slice": n, **found} for n in names if (found := part(n))["windows"]],
     }
-
-
-def _inputs(seen: Observation, i: int, signature: Signature, decode: Decode) -> dict[str, Any]:
-    chosen = [w for w in seen.windows if w.selection]
-    uses = [w.use[:, 0, i].astype(np.float64) for w in chosen]
-    mean_use = float(np.concatenate(uses).mean())
-    mean_share = float(np.nanmean(np.concatenate([share(w.use[:, 0])[:, i] for w in chosen]))) if mean_use > 0 else 0.0
-    # Rank by use beyond what a module of this share would have there: a position where everything is used says nothing.
-    spots = []
-    for w, u in zip(chosen, uses, strict=True):
-        excess = u - mean_share * w.use[:, 0].sum(-1, dtype=np.float64)
-        for p in np.argsort(-excess, kind="stable")[:PER_WINDOW]:
-            if excess[p] > 0:
-                spots.append((float(excess[p]), w, int(p), float(u[p])))
-    spots.sort(key=lambda s: -s[0])
-    contexts = [_context(w, p, u / mean_use, i, decode) for _, w, p, u in spots[:CONTEXTS]]
-    out: dict[str, Any] = {"windows": len(chosen), "contexts": contexts}
-    if seen.tokens:
-        listed: list[dict[str, Any]] = [
-            {"token": t, "text": decode([t]), "relative_share": x, "count": signature.counts[t]}
-            for t, x in signature.tokens.items()
-        ]
-        out["more_on"] = [e for e in listed if signature.tokens[e["token"]] > 1]
-        out["less_on"] = [e for e in listed if signature.tokens[e["token"]] < 1]
-    else:
-        pairs = sorted(
-            zip(signature.features.tolist(), signature.weights.tolist(), strict=True), key=lambda p: -abs(p[1])
-        )
-        out["features"] = [{"feature": int(f), "correlation": float(x)} for f, x in pairs]
-    return out
-
-
-def _context(w: Window, p: int, ratio: float, i: int, decode: Decode) -> dict[str, Any]:
-    at = share(w.use[:, 0])[p, i]
-    out = {"window": w.index, "slice": w.slice, "times_mean": ratio, "share": float(at) if np.isfinite(at) else None}
-    if w.tokens is not None:
-        t = w.tokens
-        out |= {
-            "position": p,
-            "before": decode(t[max(0, p - BEFORE) : p].tolist()) if p else "",
-            "token": decode([int(t[p])]),
-            "after": decode(t[p + 1 : p + 1 + AFTER].tolist()) if p + 1 < len(t) else "",
-        }
-    return out
 
 
 def _effect(seen: Observation, i: int, decode: Decode) -> dict[str, Any]:
     e = seen.effects[i]
     out: dict[str, Any] = {
         "ablation": e.mode,
-        "controls": len(seen.control_labels),
-        "windows": seen.scored_windows,
+        "controls": len(e.total["random"]),
+        "windows": e.total["windows"],
         "objective": seen.objective,
         "slices": [
             {**s, "control_mean": float(np.mean(s["controls"])), "control_sd": _sd(s["controls"])} for s in e.slices
         ],
+        "behaviours": [{**b, "p_pooled": _pooled(seen, b, i)} for b in e.behaviours],
         "loses": [],
         "gains": [],
     }
@@ -225,6 +171,16 @@ def _effect(seen: Observation, i: int, decode: Decode) -> dict[str, Any]:
         out["loses"] = [entry(int(v)) for v in order[:OUTPUTS] if e.changes[v] < 0]
         out["gains"] = [entry(int(v)) for v in order[::-1][:OUTPUTS] if e.changes[v] > 0]
     return out
+
+
+def _pooled(seen: Observation, b: dict[str, Any], i: int) -> float | None:
+    """Rank of a rise among the random modules of all cards: finer than among its own, where all are of about one size."""
+    sizes = torch.stack([torch.bincount(row[seen.reachable], minlength=seen.sketch.k) for row in seen.control_labels])
+    sizes = sizes.double()
+    if float((sizes - sizes[:, [i]]).abs().max()) > ALIKE * float(sizes[:, i].mean()):
+        return None
+    same = [o for e in seen.effects for o in e.behaviours if (o["kind"], o["behaviour"]) == (b["kind"], b["behaviour"])]
+    return rank_p(b["rise"], [c for o in same for c in o["controls"]])
 
 
 def _sd(values: Sequence[float]) -> float | None:
@@ -251,7 +207,7 @@ def _cut(matrix: NDArray[np.float64], i: int, separations: list[dict[str, Any] |
 
 
 def _separations(matrix: NDArray[np.float64]) -> list[dict[str, Any] | None]:
-    """The cheapest cut between each module and any other one, modules taken as wholes."""
+    """The cheapest cut between each module and any other one, modules taken as wholes, with its proven lower bound."""
     k = len(matrix)
     if k < 2:
         return [None] * k
@@ -269,5 +225,15 @@ def _separations(matrix: NDArray[np.float64]) -> list[dict[str, Any] | None]:
     for i in range(k):
         values = [(float(tree.min_cut_value(i, j)), j) for j in range(k) if j != i]
         value, j = min(values)
-        out.append({"value": value, "from": j})
+        cut = tree.min_cut(i, j)
+        out.append(
+            {
+                "value": value,
+                "from": j,
+                "lower": float(cut.lower),
+                "exact": bool(cut.exact),
+                "tree_edge": int(cut.stats["tree_edge"]),
+                "with": [v for v in range(k) if bool(cut.side[v])],
+            }
+        )
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from modcut.reading.observe import Window
+from modcut.reading.effects import rank_p
+from modcut.reading.sketch import Sketch, Window, of_windows
+from modcut.reading.sketch import shares as shares
 
 # A position counts as "used" where the module's share is in the highest tenth: what a reader of a card expects to see.
 QUANTILE = 0.9
@@ -39,11 +41,7 @@ def auroc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:
     return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
 
 
-def share(use: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return each module's part of the whole network's use, [positions, k]; NaN where nothing is used."""
-    total = use.sum(-1, keepdims=True, dtype=np.float64)
-    result: NDArray[np.float64] = np.divide(use, total, out=np.full(use.shape, np.nan), where=total > 0)
-    return result
+share = shares
 
 
 @dataclass
@@ -75,30 +73,26 @@ class Signature:
         return result
 
 
-def signature(windows: Sequence[Window], draw: int, module: int) -> Signature:
-    """Choose the evidence of one module from the selection windows (``draw`` 0: the partition, r: control r)."""
-    chosen = [w for w in windows if w.selection]
-    shares = [share(w.use[:, draw])[:, module] for w in chosen]
-    y = np.concatenate(shares)
-    known = np.isfinite(y)
-    if not known.any() or y[known].mean() == 0:
+def signature(source: Sketch | Sequence[Window], draw: int, module: int) -> Signature:
+    """Choose the evidence of one module from the selection half (``draw`` 0: the partition, r: control r)."""
+    s = source if isinstance(source, Sketch) else of_windows(source)
+    n, base = int(s.known[draw]), float(s.base[draw, module])
+    if n == 0 or base == 0:
         return Signature()
-    base = float(y[known].mean())
-    if chosen[0].tokens is not None:
-        t = np.concatenate([w.tokens for w in chosen if w.tokens is not None])[known]
-        ids, where, counts = np.unique(t, return_inverse=True, return_counts=True)
-        sums = np.bincount(where, weights=y[known], minlength=len(ids))
-        lift = (sums / base + PRIOR) / (counts + PRIOR)
+    if len(s.table.row):
+        ids, counts, sums = s.table.sorted()
+        lift = (sums[:, draw, module] / base + PRIOR) / (counts + PRIOR)
         order = np.argsort(-lift, kind="stable")
         picked = [i for i in order[:LISTED] if lift[i] > 1] + [i for i in order[::-1][:LISTED] if lift[i] < 1]
         return Signature({int(ids[i]): float(lift[i]) for i in picked}, {int(ids[i]): int(counts[i]) for i in picked})
-    x = np.stack([w.vector for w in chosen if w.vector is not None]).astype(np.float64)[known]
-    y = y[known]
-    mean, std = x.mean(0), x.std(0)
-    std[std == 0] = 1.0
-    z = (x - mean) / std
+    if s.x is None or s.xy is None:
+        return Signature()
+    mean = s.x[0] / n
+    std = np.sqrt(np.maximum(s.x[1] / n - mean**2, 0.0))
+    std[std <= 1e-12 * np.maximum(np.abs(mean), 1.0)] = 1.0
+    spread = float(np.sqrt(max(s.square[draw, module] / n - base**2, 0.0)))
     # Covariance of every input feature with the share: "more of this feature, more of this module".
-    slope = (z * (y - base)[:, None]).mean(0) / (y.std() or 1.0)
+    slope = (s.xy[:, draw, module] / n - mean * base) / std / (spread or 1.0)
     top = np.sort(np.argsort(-np.abs(slope), kind="stable")[:LISTED])
     return Signature(features=top, weights=slope[top], mean=mean[top], std=std[top])
 
@@ -127,12 +121,14 @@ def pooled(pairs: Sequence[tuple[Any, Any]]) -> float:
     return auroc(np.concatenate([p for p, _ in pairs]), np.concatenate([u for _, u in pairs]))
 
 
-def interval(pairs: Sequence[tuple[Any, Any]], seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of :func:`pooled` over windows (positions of one window are not independent)."""
+def interval(
+    pairs: Sequence[tuple[Any, Any]], seed: int, value_of: Callable[[Sequence[tuple[Any, Any]]], float] = pooled
+) -> tuple[float, float]:
+    """95 % bootstrap interval over windows (positions of one window are not independent)."""
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(RESAMPLES if len(pairs) > 1 else 0):
-        value = pooled([pairs[i] for i in rng.integers(0, len(pairs), len(pairs))])
+        value = value_of([pairs[i] for i in rng.integers(0, len(pairs), len(pairs))])
         if np.isfinite(value):
             draws.append(value)
     if not draws:
@@ -141,39 +137,82 @@ def interval(pairs: Sequence[tuple[Any, Any]], seed: int) -> tuple[float, float]
     return float(low), float(high)
 
 
+def simulation(windows: Sequence[Window], draw: int, module: int, evidence: Signature) -> list[tuple[Any, Any]]:
+    """Return ``(predicted, share)`` per held-out window: the data of :func:`correlation`."""
+    out = []
+    for w in windows:
+        if not w.selection:
+            s = share(w.use[:, draw])[:, module]
+            known = np.isfinite(s)
+            out.append((evidence.predict(w)[known], s[known]))
+    return out
+
+
+def correlation(pairs: Sequence[tuple[Any, Any]]) -> float:
+    """Return Pearson's correlation over all windows together; NaN where either side is constant."""
+    if not pairs:
+        return float("nan")
+    a, b = (np.concatenate([p[side] for p in pairs]).astype(np.float64) for side in (0, 1))
+    if len(a) < 2 or a.std() <= 1e-12 * np.abs(a).max() or b.std() <= 1e-9 * np.abs(b).max():
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
 def score_all(
-    windows: Sequence[Window], k: int, controls: int, seed: int
+    source: Sketch | Sequence[Window], k: int, controls: int, seed: int
 ) -> tuple[list[Signature], list[dict[str, Any]]]:
-    """Return each module's signature and its held-out detection score beside the controls.
+    """Return each module's signature and its held-out scores (detection, simulation) beside the controls.
 
     Controls: the evidence of the other modules on this module (``shuffled``: is the evidence about *this* module?) and
     random modules of the same make-up with evidence of their own (``random``: is a module of the cut easier to tell
-    than any set of units of its size?).
+    than any set of units of its size?). ``p``: rank among the random ones.
     """
-    signatures = [signature(windows, 0, i) for i in range(k)]
-    scores = []
+    sketch = source if isinstance(source, Sketch) else of_windows(source)
+    windows = [w for w in sketch.sample if not w.selection]
+    signatures = [signature(sketch, 0, i) for i in range(k)]
+    scores: list[dict[str, Any]] = []
     for i in range(k):
-        own = detection(windows, 0, i, signatures[i])
-        low, high = interval(own, seed)
-        shuffled = [pooled(detection(windows, 0, i, signatures[j])) for j in range(k) if j != i]
-        random = [pooled(detection(windows, r, i, signature(windows, r, i))) for r in range(1, controls + 1)]
-        scores.append(
-            {
-                "detection": {
-                    "measure": "AUROC: held-out positions in the highest tenth of the module's share of use",
-                    "value": _number(pooled(own)),
-                    "low": _number(low),
-                    "high": _number(high),
-                    "shuffled": [_number(x) for x in shuffled],
-                    "shuffled_mean": _mean(shuffled),
-                    "random": [_number(x) for x in random],
-                    "random_mean": _mean(random),
-                    "n": sum(len(u) for _, u in own),
-                    "windows": len(own),
-                }
-            }
-        )
+        others = [signature(sketch, r, i) for r in range(1, controls + 1)]
+        found = {}
+        for name, pairs_of, value_of, words in _KINDS:
+            own = pairs_of(windows, 0, i, signatures[i])
+            shuffled = [value_of(pairs_of(windows, 0, i, signatures[j])) for j in range(k) if j != i]
+            random = [value_of(pairs_of(windows, r, i, s)) for r, s in enumerate(others, start=1)]
+            found[name] = row(words, own, value_of, shuffled, random, seed)
+        scores.append(found)
     return signatures, scores
+
+
+def row(
+    words: str,
+    own: Sequence[tuple[Any, Any]],
+    value_of: Callable[[Sequence[tuple[Any, Any]]], float],
+    shuffled: Sequence[float],
+    random: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:
+    """Return one score as plain values: its interval over windows, its controls, and its rank among them."""
+    low, high = interval(own, seed, value_of)
+    value = value_of(own)
+    return {
+        "measure": words,
+        "value": _number(value),
+        "low": _number(low),
+        "high": _number(high),
+        "p": rank_p(value, random),
+        "shuffled": [_number(x) for x in shuffled],
+        "shuffled_mean": _mean(shuffled),
+        "random": [_number(x) for x in random],
+        "random_mean": _mean(random),
+        "n": sum(len(u) for _, u in own),
+        "windows": len(own),
+    }
+
+
+_KINDS = (
+    ("detection", detection, pooled, "AUROC: held-out positions in the highest tenth of the module's share of use"),
+    ("simulation", simulation, correlation, "correlation of the share predicted from the evidence with the real share"),
+)
 
 
 def _number(x: float) -> float | None:
