@@ -19,7 +19,7 @@ LAYERS = (
     ("_native", "_require", "_batches", "_arrays", "_transport", "_files", "provenance"),
     ("_problem",),
     ("tree",),
-    ("_settle", "_remember", "_contract"),
+    ("_settle", "_contract"),
     ("_engine",),
     ("_isolate", "_recertify"),
     ("cuts",),
@@ -39,6 +39,7 @@ LAYERS = (
     ("info",),
     ("loading",),
     ("pipeline", "demo"),
+    ("describing",),
     ("cli",),
     ("__main__",),
 )

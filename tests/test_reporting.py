@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -39,6 +41,7 @@ class Page(HTMLParser):
         self.tags: Counter[str] = Counter()
         self.attributes: list[tuple[str, str, str]] = []
         self.words: list[str] = []
+        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -64,7 +67,9 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
             self.words.append(data)
 
     @property
@@ -75,9 +80,19 @@ class Page(HTMLParser):
 def checked(text: str) -> Page:
     """Parse a page and check what holds for every report."""
     page = Page(re.sub("<meta([^>]*)>", r"<meta\1/>", text))
-    assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & set(page.tags)
+    assert page.tags["script"] == 2 and len(page.scripts) == 2, "a script beside the page's own"
+    data, script = page.scripts
+    assert isinstance(json.loads(data), dict) and not set("<>&") & set(data)
+    policy = next(v for tag, name, v in page.attributes if (tag, name) == ("meta", "content") and "default-src" in v)
+    (sheet,) = re.findall("<style>(.*?)</style>", text, flags=re.S)
+    for kind, body in (("script", script), ("style", sheet)):
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in policy, f"the policy refuses the page's own {kind}"
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert not {"iframe", "object", "embed", "link", "form", "base"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), f"an event handler on <{tag}>"
+        assert name != "style", f"<{tag} style> is refused by the policy"
         assert name not in ("src", "srcset", "action", "data", "xlink:href"), f"<{tag} {name}> loads something"
         assert "javascript:" not in value.lower()
     assert all(link.startswith("#") for link in page.links)
@@ -85,8 +100,7 @@ def checked(text: str) -> Page:
     assert len(page.ids) == len(set(page.ids)), "an id is used twice"
     labelled = [v for _, n, v in page.attributes if n == "aria-labelledby"]
     assert all(part in page.ids for v in labelled for part in v.split())
-    style = " ".join(re.findall("<style>(.*?)</style>", text, flags=re.S))
-    assert "url(" not in style and "@import" not in style
+    assert "url(" not in sheet and "@import" not in sheet
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f]", text)
     used, given_ = set(re.findall(r"var\((--[\w-]+)\)", text)), set(re.findall(r"(--[\w-]+):", text))
     assert used <= given_, f"undefined colours: {used - given_}"
@@ -211,8 +225,9 @@ def test_text_from_data_and_models_runs_nothing(parts: dict[str, Any]) -> None:
         meta={"summary": EVIL, EVIL: EVIL},
     )
     page = checked(text)
-    assert "<script" not in text and "alert(" in page.text and page.tags["img"] == 0
-    assert text.count("onerror=") == text.count("&lt;img src=x onerror=")
+    assert text.count("<script") == 2 and "alert(" in page.text and page.tags["img"] == 0
+    shown = text.count("&lt;img src=x onerror=") + text.count("\\u003cimg src=x onerror=")  # in HTML and in the data
+    assert text.count("onerror=") == shown > 0
 
 
 def test_a_planted_unescaped_text_is_caught(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,12 @@ import typer
 
 _INTERRUPTED = 130  # the shell's status for Ctrl-C
 
+# What a stopped command leaves, by its name.
+_GOES_ON = {
+    "demo": " (the demo goes on from its last checkpoint when it is started again)",
+    "describe": " (what was done is kept: the same command with --resume goes on from there)",
+}
+
 app = typer.Typer(
     name="modcut",
     help="Cut a neural network's weights into modules, read them and audit them.",
@@ -85,34 +91,123 @@ def cut(
 
 
 @app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="Folder of `modcut demo` or `modcut cut`, or its results.json.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write (default: report.html beside it).")] = None,
+def describe(
+    model: Annotated[str, typer.Argument(help="package.module:build, a folder, a .safetensors file, or smollm2.")],
+    partition: Annotated[
+        Path | None, typer.Option(help="Folder of `modcut cut`, or its partition.safetensors (default: found here).")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Number of modules, where they are found here.")] = 8,
+    data: Annotated[list[Path] | None, typer.Option(help="Text file, one slice each; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 20_000,
+    length: Annotated[int, typer.Option(help="Tokens per sample.")] = 128,
+    edge: Annotated[str, typer.Option(help="Edge strength: contribution, abs or square.")] = "contribution",
+    client: Annotated[str, typer.Option(help="Who writes the texts: none, local or openai.")] = "none",
+    base_url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
+    describer: Annotated[
+        str | None, typer.Option("--model", help="The server's model, or folder or GGUF file of the local one.")
+    ] = None,
+    judge: Annotated[str, typer.Option(help="Who predicts from the texts: lexical, client or none.")] = "lexical",
+    prompts: Annotated[Path | None, typer.Option(help="Folder of prompts that replace the package's.")] = None,
+    controls: Annotated[int, typer.Option(help="Random modules per module.")] = 5,
+    out: Annotated[Path, typer.Option(help="Cards to write; partition.safetensors and map.json beside them.")] = Path(
+        "modcut-describe/cards.json"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    config: Annotated[Path | None, typer.Option(help="config.json of a .safetensors file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a Hugging Face folder run its own Python code.")
+    ] = False,
 ) -> None:
-    """Print an earlier run and write its HTML page again, from its results.json alone."""
-    path = results / "results.json" if results.is_dir() else results
-    if not path.is_file():
-        raise typer.BadParameter(f"{path} does not exist; run `modcut demo` or `modcut cut` first")
+    """Write a card for every module and interface: evidence, a text, scores beside controls."""
+    from modcut.describing import describe_model
+    from modcut.loading import load_model
+
+    loaded = load_model(model, config=config, trust_remote_code=trust_remote_code)
+    describe_model(
+        loaded,
+        out=out,
+        partition=partition,
+        k=k,
+        data=data or (),
+        tokens=tokens,
+        length=length,
+        edge=edge,
+        client=client,  # type: ignore[arg-type]
+        model=describer,
+        base_url=base_url,
+        judge=judge,
+        prompts=prompts,
+        controls=controls,
+        seed=seed,
+        resume=resume,
+    )
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Folder of demo, cut or describe; or saved cards, partition, trace, tree, results.json."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="File to write (default: report.html beside the first).")] = None,
+    format: Annotated[str | None, typer.Option(help="html, json or md (default: by --out, else html).")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+) -> None:
+    """Write a report from saved results; print the table of an earlier demo or cut."""
+    from modcut.reporting.saved import format_of, read_parts
+
+    paths: list[Path] = []
+    for path in files:
+        if path.is_dir():
+            found = [path / n for n in ("results.json", "cards.json", "map.json") if (path / n).is_file()]
+            if not found:
+                raise typer.BadParameter(f"{path} holds no results; run `modcut demo`, `cut` or `describe` first")
+            paths += found[:1] if found[0].name == "results.json" else found
+        elif not path.is_file():
+            raise typer.BadParameter(f"{path} does not exist; run `modcut demo`, `cut` or `describe` first")
+        else:
+            paths.append(path)
+    suffix = format or (format_of(out, None) if out else "html")
+    if suffix not in ("html", "json", "md"):
+        raise typer.BadParameter(f"format must be html, json or md, got {suffix!r}")
+    page = out or paths[0].parent / f"report.{suffix}"
+    if page in paths:
+        raise typer.BadParameter(f"--out {page} is one of the files to read")
+    if len(paths) == 1 and paths[0].suffix == ".json" and (kind := _kind(paths[0])) in ("demo", "cut"):
+        _report_run(paths[0], kind, page, suffix)
+    else:
+        import modcut
+
+        parts = read_parts(paths)
+        name = title or parts.pop("title", None) or "modcut report"
+        parts.pop("title", None)
+        modcut.report(page, **parts, title=name, format=suffix)
+    typer.echo(f"wrote {page}")
+
+
+def _kind(path: Path) -> str | None:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise typer.BadParameter(f"{path} is not JSON: {error}") from error
-    kind = read.get("kind") if isinstance(read, dict) else None
+    return value.get("kind") if isinstance(value, dict) else None
+
+
+def _report_run(path: Path, kind: str, page: Path, suffix: str) -> None:
+    """Print and write the results.json of a demo or a cut."""
     if kind == "demo":
         from modcut.demo.run import write_report
-    elif kind == "cut":
-        from modcut.pipeline import write_report
     else:
-        raise typer.BadParameter(f"{path} must be the results.json of `modcut demo` or `modcut cut`, got kind {kind!r}")
+        from modcut.pipeline import write_report
     from modcut.demo.table import show
 
+    read = json.loads(path.read_text(encoding="utf-8"))
     show(read)
-    page = out or path.parent / "report.html"
     try:
-        write_report(read, page)
+        write_report(read, page, format=suffix)
     except KeyError as error:
         raise typer.BadParameter(f"{path} lacks {error}: it was written by another version; run it again") from error
-    typer.echo(f"wrote {page}")
 
 
 @app.command()
@@ -136,6 +231,11 @@ def bench() -> None:
         typer.echo(f"exact tree, dense n = {n:<4} {seconds:8.4f} s  flows {tree.stats.flows}")
 
 
+def _command(arguments: Sequence[str] | None) -> str:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return given[0] if given else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; user errors become one sentence and exit status 2, Ctrl-C exit status 130."""
     from modcut._require import MissingDependencyError
@@ -155,5 +255,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(error.exit_code)
         raise
     if code == _INTERRUPTED:
-        typer.echo("modcut: interrupted (the demo goes on from its last checkpoint when it is started again)", err=True)
+        typer.echo(f"modcut: interrupted{_GOES_ON.get(_command(arguments), '')}", err=True)
     sys.exit(code if isinstance(code, int) else 0)

@@ -129,13 +129,14 @@ def cut_model(
     return results
 
 
-def write_report(results: dict[str, Any], path: Path) -> None:
+def write_report(results: dict[str, Any], path: Path, *, format: Any = None) -> None:
     """Write the page of a cut from its ``results.json``."""
     import modcut
 
     model, k = results["model"], results["partition"]["k"]
     modcut.report(
         path,
+        format=format,
         **{name: results[name] for name in ("partition", "significance", "tree", "cards")},
         title=f"modcut: {model.get('name', model.get('class'))} cut into {k} modules",
         meta={

@@ -168,7 +168,7 @@ def _graph(bench: Bench, labels: dict[str, Any], path: Path) -> dict[str, Any]:
     return dict(plain(graph))
 
 
-def write_report(results: dict[str, Any], path: Path) -> None:
+def write_report(results: dict[str, Any], path: Path, *, format: Any = None) -> None:
     """Write the page of a run from its ``results.json``."""
     head, rows = by_measure(results)
     trace = {k: v for k, v in results["trace"].items() if k not in ("text", "printed")}
@@ -176,6 +176,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     after = "The modcut model after the cut (every cross-module weight deleted) and healing."
     modcut.report(
         path,
+        format=format,
         **results["graph"],
         cards=results["cards"],
         trace=trace,

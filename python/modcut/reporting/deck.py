@@ -63,12 +63,14 @@ def interfaces_of(deck: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return one card per pair (reader, source), strongest first: cards of their own, or what module cards say."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     said = [dict(f) for f in (deck or {}).get("interfaces") or [] if isinstance(f, Mapping)]
+    own = bool(said)
     for card in (deck or {}).get("cards") or []:
         for f in card.get("interfaces") or []:
             if not isinstance(f, Mapping) or not isinstance(f.get("module"), int):
                 continue
             a, b = card["index"], f["module"]
-            said.append({**f, "modules": [a, b] if f.get("direction") == "reads" else [b, a]})
+            beside = {key: v for key, v in f.items() if not own or key in ("strength", "places", "low_rank", "carried")}
+            said.append({**beside, "modules": [a, b] if f.get("direction") == "reads" else [b, a]})
     for f in said:
         pair = f.get("modules") or [f.get("reader", f.get("to")), f.get("source", f.get("from"))]
         if len(pair) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
@@ -78,10 +80,10 @@ def interfaces_of(deck: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         old = found.setdefault((reader, source), {"reader": reader, "source": source, "texts": []})
         if f.get("text") and f["text"] not in old["texts"]:
             old["texts"].append(f["text"])
-        for key in ("title", "origin", "confidence", "error", "strength"):
+        for key in ("title", "origin", "confidence", "error"):
             if f.get(key) not in (None, ""):
                 old.setdefault(key, f[key])
-        for key in ("places", "low_rank", "carried"):
+        for key in ("strength", "places", "low_rank", "carried"):
             if f.get(key) or evidence.get(key):
                 old.setdefault(key, f.get(key) or evidence.get(key))
         if f.get("scores"):

@@ -159,7 +159,7 @@ def _linked(strength: Floats) -> list[dict[str, Any]]:
     """About sqrt(k) groups by average linkage of strength over the root of the volumes' product."""
     k = len(strength)
     both = strength + strength.T
-    volume = np.maximum(both.sum(1), 1e-300)
+    volume = np.where(both.sum(1) > 0, both.sum(1), 1.0)
     near = both / np.sqrt(volume[:, None] * volume[None])
     parts = [[i] for i in range(k)]
     while len(parts) > max(2, round(math.sqrt(k))):

@@ -49,8 +49,8 @@ def heat(context: Mapping[str, Any], top: float) -> dict[str, Any] | None:
     if "token" not in context:
         return None
     before, token, after = (visible(context.get(name, "")) for name in ("before", "token", "after"))
-    shown = [(text, at, None) for text, at in ((before, 0), (token, LEVELS), (after, 0)) if text or at]
-    return {"tokens": shown, "at": 1 if before else 0, "peak": token, "known": False, **rest}
+    known = [(text, at, None) for text, at in ((before, 0), (token, LEVELS), (after, 0)) if text or at]
+    return {"tokens": known, "at": 1 if before else 0, "peak": token, "known": False, **rest}
 
 
 def level(activity: float, top: float) -> int:

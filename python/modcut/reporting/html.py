@@ -11,16 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
 
 from modcut import __version__
-from modcut._files import write_text
+from modcut._files import write_json, write_text
 from modcut.provenance import stamp
 from modcut.reporting import deck as _deck
-from modcut.reporting import draw, explorer, results, svg, views
+from modcut.reporting import draw, explorer, results, saved, svg, views
 from modcut.reporting.heat import visible as token
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
@@ -55,12 +55,13 @@ def report(
     about: Mapping[str, str] | None = None,
     title: str = "modcut report",
     meta: Mapping[str, Any] | None = None,
+    format: Literal["html", "json", "md"] | None = None,
 ) -> Path:
-    """Write one HTML file that shows the given results; what is not given is left out.
+    """Write one file that shows the given results, as HTML, JSON or Markdown; what is not given is left out.
 
-    The file needs no network and follows the reader's light or dark style. Its content security policy lets nothing
-    run but the page's own script and style, by their hashes, and nothing load; without the script the page still shows
-    everything but the zoomable map. Every text that comes from data, models or language models is escaped.
+    The HTML file needs no network and follows the reader's light or dark style. Its content security policy lets
+    nothing load and nothing run but the page's own script and style, by their hashes; without the script the page
+    still shows everything but the zoomable map. Every text that comes from data, models or language models is escaped.
 
     Args:
         path: the file to write; folders are made, an existing file is replaced in one step.
@@ -77,28 +78,34 @@ def report(
         title: of the page.
         meta: further entries for the record (command, data, ...). ``meta["summary"]``, a text or a list of
             sentences, is printed under the title.
+        format: ``html``, ``json`` (everything given, to be read again by ``modcut report``) or ``md``; by the suffix
+            of ``path`` where it is not given.
 
     Returns:
         The path written.
 
     Raises:
         TypeError: a result is of another kind.
-        ValueError: a malformed table; ``about`` names a section that does not exist.
+        ValueError: no known format; a malformed table; ``about`` names a section that does not exist.
     """
-    page = render(
-        partition=partition,
-        cards=cards,
-        trace=trace,
-        comparison=comparison,
-        effects=effects,
-        table=table,
-        tree=tree,
-        significance=significance,
-        about=about,
-        title=title,
-        meta=meta,
-    )
-    return write_text(path, page)
+    parts = {
+        "partition": partition,
+        "cards": cards,
+        "trace": trace,
+        "comparison": comparison,
+        "effects": effects,
+        "table": table,
+        "tree": tree,
+        "significance": significance,
+        "about": about,
+        "meta": meta,
+    }
+    kind = saved.format_of(path, format)
+    if kind == "json":
+        return write_json(path, saved.bundle(parts, title))
+    if kind == "md":
+        return write_text(path, saved.markdown(parts, title))
+    return write_text(path, render(**parts, title=title))
 
 
 def render(
@@ -136,8 +143,8 @@ def render(
     summary = meta.pop("summary", "")
     cards = _deck.cards_of(deck)
     interfaces = _deck.interfaces_of(deck)
-    if view is None and cards:
-        view = views.from_cards(cards, deck or {})
+    if view is None and deck:
+        view = views.from_cards(cards, deck)
     own = partition is not None
     not_covered = _not_covered(view, deck)
     pictures = _pictures(view, cards, forest)
@@ -162,7 +169,7 @@ def render(
     }
     shown = _explorer(view, cards, deck)
     context["map_note"] = shown["note"] if shown else ""
-    context["grouped"] = bool(shown) and any(n["children"] for n in shown["nodes"])
+    context["grouped"] = shown is not None and any(n["children"] for n in shown["nodes"])
     context["map"] = shown
     context["sections"] = [
         (name, words)
