@@ -37,7 +37,8 @@ def deck(k: int = 6, examples: int = 20, *, length: int = 28, seed: int = 0, tex
         shown = [example(rng, length, text) for _ in range(examples)]
         cards.append(
             {
-                "index": i, "title": text or f"skill number {i}", "text": text or f"Reads {WORDS[i % len(WORDS)]!r}.\nAnd.",
+                "index": i, "title": text or f"skill number {i}",
+                "text": text or f"Reads {WORDS[i % len(WORDS)]!r}.\nAnd.",
                 "origin": text or "a test", "confidence": 0.5, "error": text or None,
                 "evidence": {
                     "module": i,
@@ -49,7 +50,8 @@ def deck(k: int = 6, examples: int = 20, *, length: int = 28, seed: int = 0, tex
                         "more_on": [{"token": 3, "text": text or " lion", "relative_share": 2.0, "count": 4}],
                     },
                     "effect": {
-                        "ablation": "mean", "controls": 2, "windows": 9, "objective": "the loss", "loses": [], "gains": [],
+                        "ablation": "mean", "controls": 2, "windows": 9, "objective": "the loss",
+                        "loses": [], "gains": [],
                         "slices": [{"slice": text or "English", "loss": 2.0, "rise": 0.5, "controls": [0.1, 0.2],
                                     "windows": 9, "control_mean": 0.15, "control_sd": 0.07}],
                         "behaviours": [{"behaviour": text or "closes brackets", "kind": "class", "rise": 0.4,
@@ -65,7 +67,8 @@ def deck(k: int = 6, examples: int = 20, *, length: int = 28, seed: int = 0, tex
                 },
                 "interfaces": [
                     {"module": j, "direction": "reads", "strength": ends[at]["strength"], "share": 0.5,
-                     "places": [{"into": text or "b", "from": text or "a", "strength": 1.0}], "text": text or f"{i} reads {j}.",
+                     "places": [{"into": text or "b", "from": text or "a", "strength": 1.0}],
+                     "text": text or f"{i} reads {j}.",
                      "origin": "evidence only", "scores": {"interface": score(rng, "correlation", 0.6)}}
                     for at, j in enumerate(others[:4])
                 ],
@@ -75,6 +78,7 @@ def deck(k: int = 6, examples: int = 20, *, length: int = 28, seed: int = 0, tex
         {"id": k + at, "children": list(range(2 * at, min(2 * at + 2, k))), "title": text or f"pair {at}"}
         for at in range(k // 2)
     ]
-    meta = {"n": 48, "held_out": 24, "seed": 0, "ablation": "mean", "control": text or "2 random modules", "digest": "d" * 64,
+    meta = {"n": 48, "held_out": 24, "seed": 0, "ablation": "mean", "control": text or "2 random modules",
+            "digest": "d" * 64,
             "client": text or "a test", "edge": text or "abs", "objective": "the loss"}  # fmt: skip
     return {"format": "modcut cards", "version": 1, "meta": meta, "cards": cards, "groups": groups}

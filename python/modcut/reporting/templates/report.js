@@ -452,7 +452,8 @@
     const [tx, ty] = where(best.m);
     if (Math.abs(tx - view.x) > half.x || Math.abs(ty - view.y) > half.y) glide({ ...view, x: tx, y: ty });
   }
-  dots.addEventListener("focusin", (event) => {
+  // Not on the svg: Chromium lets the tab key stop at svg elements that listen for the focus.
+  stage.parentElement.addEventListener("focusin", (event) => {
     const g = event.target.closest("[data-id]");
     if (!g) return;
     current = g.dataset.id;
