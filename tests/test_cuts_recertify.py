@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
@@ -13,9 +12,6 @@ from hypothesis import strategies as st
 
 import modcut
 from modcut import testing
-from modcut._problem import problem
-from modcut._recertify import _star
-from modcut._remember import memory_of, normalised
 
 seeds = st.integers(0, 10_000)
 families = st.sampled_from(sorted(testing.FAMILIES))
@@ -28,14 +24,12 @@ def moved(w: torch.Tensor, size: float, seed: int) -> torch.Tensor:
     return upper + upper.T
 
 
-@given(families, seeds, st.integers(1, 24), st.sampled_from([0.0, 1e-6, 0.02, 0.5, 1.0]), st.booleans(), st.booleans())
+@given(families, seeds, st.integers(1, 24), st.sampled_from([0.0, 1e-6, 0.02, 0.5, 1.0]), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_the_result_is_a_cut_tree_of_the_new_weights(
-    family: str, seed: int, n: int, size: float, sparse: bool, remember: bool
-) -> None:
+def test_the_result_is_a_cut_tree_of_the_new_weights(family: str, seed: int, n: int, size: float, sparse: bool) -> None:
     old = testing.FAMILIES[family](n, seed)
     new = moved(old, size, seed + 1)
-    tree = modcut.recertify(modcut.gomory_hu_tree(old, remember=remember), sp.csr_array(new.numpy()) if sparse else new)
+    tree = modcut.recertify(modcut.gomory_hu_tree(old), sp.csr_array(new.numpy()) if sparse else new)
     testing.validate_cut_tree(tree, new, testing.reference_tree(new))
     s = tree.stats
     assert s.kept + s.repaired + s.recomputed == max(tree.n - 1, 0)
@@ -78,33 +72,32 @@ def stepped(widths: tuple[int, ...], steps: int) -> tuple[Any, Any]:
     return old, new
 
 
-def test_one_optimizer_step_costs_no_flow_and_no_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_optimizer_step_costs_no_flow() -> None:
     old, new = stepped((64, 48, 32, 16), 1)
-    tree = modcut.gomory_hu_tree(old, remember=True)
-    monkeypatch.setattr("modcut._engine.native", lambda: pytest.fail("nothing is to be solved"))
+    tree = modcut.gomory_hu_tree(old)
     again = modcut.recertify(tree, new)
-    monkeypatch.undo()
     assert again.stats.kept >= tree.n - 2, "all, or all but one where another vertex has become the strongest"
     assert again.stats.flows == 0
     assert again.stats.certified == tree.n - 1
-    assert again.stats.certified_by == {"deficiency": tree.n - 1}
+    assert sum(again.stats.certified_by.values()) == tree.n - 1
+    assert "flow" not in again.stats.certified_by
     assert again.exact
     testing.validate_cut_tree(again, new)
-    more = modcut.recertify(again, stepped((64, 48, 32, 16), 2)[1])  # what is remembered goes along
+    more = modcut.recertify(again, stepped((64, 48, 32, 16), 2)[1])
     assert more.stats.kept >= tree.n - 2
     assert more.stats.flows == 0
 
 
 def test_weights_that_moved_far_give_a_new_tree_and_say_so() -> None:
     old, new = testing.planted(60, 3, 1e-3, seed=0), testing.path(60, seed=1)
-    tree = modcut.recertify(modcut.gomory_hu_tree(old, remember=True), new)
+    tree = modcut.recertify(modcut.gomory_hu_tree(old), new)
     assert tree.stats.recomputed == 59
     testing.validate_cut_tree(tree, new)
 
 
 def test_another_hub_takes_the_star_over() -> None:
     w = testing.dense(40, 0)
-    tree = modcut.gomory_hu_tree(w, remember=True)
+    tree = modcut.gomory_hu_tree(w)
     other = int(torch.argsort(w.sum(1))[-2])
     v = w.clone()
     v[other] *= 1.5
@@ -112,30 +105,6 @@ def test_another_hub_takes_the_star_over() -> None:
     again = modcut.recertify(tree, v)
     assert again.root == other != tree.root
     testing.validate_cut_tree(again, v)
-
-
-@given(families, seeds, st.integers(3, 40), st.sampled_from([1e-3, 0.05, 0.3]), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_the_remembered_eigenvalue_bound_holds(family: str, seed: int, n: int, size: float, single: bool) -> None:
-    old = testing.FAMILIES[family](n, seed).double()
-    new = moved(old, size, seed)
-    if single:
-        old, new = old.float(), new.float()
-    p, q = problem(old), problem(new)
-    if not bool((p.degree() > 0).all()):
-        return
-    memory = memory_of(p, {"components": 1})
-    star = _star(q, q.degree().double(), memory)
-    (a,) = normalised(q)
-    true = 1 - float(np.linalg.eigvalsh(a.double().numpy())[-2])
-    if memory is not None:
-        (b,) = normalised(p)
-        assert memory.nu <= 1 - float(np.linalg.eigvalsh(b.double().numpy())[-2]) + 1e-6 * single
-    if star is not None:
-        assert star.nu <= true + 1e-6 * single
-        hub = int(torch.argmax(q.degree()))
-        for v in torch.nonzero(star.proven).flatten()[:5].tolist():
-            assert testing.reference_min_cut(new, v, hub)[0] == pytest.approx(float(q.degree()[v]), rel=1e-12)
 
 
 def test_without_certificates_every_edge_is_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,14 +117,9 @@ def test_without_certificates_every_edge_is_a_flow(monkeypatch: pytest.MonkeyPat
     testing.validate_cut_tree(tree, moved(w, 0.01, 1))
 
 
-def test_what_is_remembered_stays_out_of_files(tmp_path: Any) -> None:
-    tree = modcut.gomory_hu_tree(testing.dense(12, 0), remember=True)
-    assert tree.memory is not None
-    assert "memory" not in repr(tree)
-    assert "memory" not in tree.to_dict()
-    tree.save(tmp_path / "tree")
-    assert modcut.CutTree.load(tmp_path / "tree").memory is None
+def test_what_was_kept_is_saved(tmp_path: Any) -> None:
     again = modcut.recertify(modcut.gomory_hu_tree(testing.dense(12, 0)), testing.dense(12, 0))
+    assert (again.stats.kept, again.stats.repaired, again.stats.recomputed) == (11, 0, 0)
     again.save(tmp_path / "again")
     assert modcut.CutTree.load(tmp_path / "again").stats == again.stats
 
@@ -177,7 +141,7 @@ def test_bad_input_is_refused() -> None:
 def test_disconnected_graphs_are_mended() -> None:
     w = torch.block_diag(testing.dense(8, 0), testing.dense(7, 1), torch.zeros(1, 1, dtype=torch.float64))
     new = moved(w, 0.1, 3)
-    testing.validate_cut_tree(modcut.recertify(modcut.gomory_hu_tree(w, remember=True), new), new)
+    testing.validate_cut_tree(modcut.recertify(modcut.gomory_hu_tree(w), new), new)
     joined = new.clone()
     joined[0, 15] = joined[15, 0] = 0.1
     testing.validate_cut_tree(modcut.recertify(modcut.gomory_hu_tree(w), joined), joined)

@@ -16,7 +16,7 @@ PACKAGE = Path(modcut.__file__).parent
 
 # From the bottom up: a part imports from parts above its own line only. A new file gets a line here, with thought.
 LAYERS = (
-    ("_native", "_require", "_batches", "_arrays", "_transport", "_files", "provenance"),
+    ("_native", "_require", "_batches", "_arrays", "_transport", "_files", "_notebook", "provenance"),
     ("_problem",),
     ("tree",),
     ("_settle", "_contract"),

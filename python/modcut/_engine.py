@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modcut._arrays import capsule, native, vertex
 from modcut._problem import Problem
-from modcut._remember import memory_of
 from modcut._settle import settled
-from modcut.tree import CERTIFICATES, Cut, CutTree, Memory, TreeStats
+from modcut.tree import CERTIFICATES, Cut, CutTree, TreeStats
 
 TREE_INTEGER = 2**53
 """Weights of trees are float64, which holds every integer up to here."""
@@ -32,22 +32,20 @@ def solve(p: Problem, s: Any, t: Any, threads: int = 1, **settings: Any) -> Cut:
     settings = {"threads": threads_of(threads), **settings}
     r = native().max_flow(p.n, p.native_blocks(), p.native_csr(), s, t, capsule(side), settings)
     known = ("value", "lower", "exact")
-    value, lower = r["value"], min(r["lower"], r["value"])
-    gap = float((value - lower) / value) if value > 0 else 0.0
-    return Cut(
-        value=p.number(value),
-        side=side,
-        # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats["gap"].
-        lower=p.number(value if r["exact"] else lower),
-        exact=bool(r["exact"]),
-        s=s,
-        t=t,
-        stats={key: value for key, value in r.items() if key not in known} | {"gap": gap},
-    )
+    return _cut(p, r, side, s, t, {key: value for key, value in r.items() if key not in known})
 
 
-def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float, *, remember: bool = False) -> CutTree:
-    """Return the cut tree of a checked graph."""
+def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -> CutTree:
+    """Return the cut tree of a checked graph; with eps > 0 every lower bound is at least weight / (1 + eps)."""
+    return finished(p, _built(p, certificates, threads, seed, eps, flows=True), threads)
+
+
+def proven_part(p: Problem, certificates: bool, threads: int, seed: int) -> CutTree:
+    """Return what certificates prove: vertices they say nothing of are leaves with ``lower`` 0 and code 0."""
+    return _built(p, certificates, threads, seed, 0.0, flows=False)
+
+
+def _built(p: Problem, certificates: bool, threads: int, seed: int, eps: float, flows: bool) -> CutTree:
     degree = p.degree() if p.integer else None
     if degree is not None and p.n and int(degree.max()) >= TREE_INTEGER:
         raise ValueError(
@@ -59,7 +57,8 @@ def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float,
     weight = torch.full((n,), math.inf, dtype=torch.float64)
     lower = torch.full((n,), math.inf, dtype=torch.float64)
     certified = torch.zeros(n, dtype=torch.uint8)
-    settings = {"certificates": bool(certificates), "threads": threads_of(threads), "seed": seed}
+    settings: dict[str, Any] = {"certificates": bool(certificates), "threads": threads_of(threads), "seed": seed}
+    settings |= ({"eps": eps} if eps else {}) | ({} if flows else {"flows": False})
     r: dict[str, Any] = {"flows": 0, "certified": 0, "passes": 0.0, "seconds": 0.0, "exact": True, "gap": 0.0}
     if n > 1:
         outputs = [capsule(x) for x in (parent, weight, lower, certified)]
@@ -73,13 +72,12 @@ def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float,
         gap=float(r["gap"]),
         native={key: value for key, value in r.items() if key not in known},
     )
-    tree = CutTree(
+    return CutTree(
         parent, weight, torch.minimum(lower, weight), certified, bool(r["exact"]), p.integer, seed, eps, stats
     )
-    return finished(p, tree, threads, memory_of(p, r) if remember else None)
 
 
-def finished(p: Problem, tree: CutTree, threads: int, memory: Memory | None = None) -> CutTree:
+def finished(p: Problem, tree: CutTree, threads: int) -> CutTree:
     """Return the engine's tree with weights that are its induced cuts, and say whether it is exact."""
     exact, gap = tree.exact, tree.stats.gap
     if not p.integer and p.n > 2:
@@ -91,13 +89,37 @@ def finished(p: Problem, tree: CutTree, threads: int, memory: Memory | None = No
     stats = replace(tree.stats, certified_by=counts, gap=gap, trivial_fraction=tree.trivial_fraction)
     # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
     lower = tree.weight if exact else tree.lower
-    return replace(tree, lower=lower.clone(), exact=exact, stats=stats, memory=memory)
+    return replace(tree, lower=lower.clone(), exact=exact, stats=stats)
 
 
 def relative_gap(tree: CutTree) -> float:
     """The largest (weight - lower) / weight."""
     positive = (tree.parent >= 0) & (tree.weight > 0)
     return float(torch.where(positive, 1 - tree.lower / tree.weight, 0.0).max()) if tree.n else 0.0
+
+
+def lightest(p: Problem, threads: int, *, certify: bool | None = None) -> Cut:
+    """Return a minimum cut over all pairs; ``certify`` says whether to try certificates before scans."""
+    if p.csr is None if certify is None else certify:
+        tree = proven_part(p, True, threads, 0)
+        if bool((tree.lower >= tree.weight).all()):
+            v = int(torch.argmin(tree.weight))
+            cut = finished(p, replace(tree, exact=True), threads).min_cut(v, int(tree.parent[v]))
+            return replace(cut, stats={"method": "certificates", "seconds": tree.stats.seconds})
+    side = torch.zeros(p.n, dtype=torch.bool)
+    settings = {"threads": threads_of(threads)}
+    r = native().global_cut(p.n, p.native_blocks(), p.native_csr(), capsule(side), settings)
+    known = ("value", "lower", "exact")
+    stats = {"method": "scans"} | {key: value for key, value in r.items() if key not in known}
+    return _cut(p, r, side, int(torch.argmax(side.int())), int(torch.argmin(side.int())), stats)
+
+
+def _cut(p: Problem, r: dict[str, Any], side: Tensor, s: int, t: int, stats: dict[str, Any]) -> Cut:
+    """The engine's cut; exact means that its bounds meet up to the rounding of sums, a gap that stays in stats."""
+    value, lower = r["value"], min(r["lower"], r["value"])
+    gap = float((value - lower) / value) if value > 0 else 0.0
+    exact = bool(r["exact"])
+    return Cut(p.number(value), side, p.number(value if exact else lower), exact, s, t, stats | {"gap": gap})
 
 
 def threads_of(threads: Any) -> int:

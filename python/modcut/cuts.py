@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modcut._arrays import as_labels, vertex
-from modcut._engine import solve, tree_of
+from modcut._engine import lightest, solve, tree_of
 from modcut._isolate import isolate
 from modcut._problem import is_weight_graph, iter_blocks, merged, problem
 from modcut._recertify import recertified
@@ -71,7 +71,6 @@ def gomory_hu_tree(
     seed: int = 0,
     *,
     certificates: bool = True,
-    remember: bool = False,
     bipartite: bool = False,
     symmetrize: bool = False,
     threads: int = 1,
@@ -80,12 +79,12 @@ def gomory_hu_tree(
 
     Args:
         g: graph of n vertices: a matrix, a WeightGraph or a model; n = 0, 1, 2 and disconnected graphs are fine.
-        method: "exact", or "approx" for a tree whose weights are proven to be within a factor 1 + eps. For now "approx"
-            computes the exact tree, which meets every eps.
+        method: "exact", or "approx" for a tree whose weights are proven to be within a factor 1 + eps of the minimum
+            cuts: ``lower <= minimum <= weight <= (1 + eps) * lower`` at every edge, and so for every pair. A flow may
+            then stop, and a certificate suffice, at 1 / (1 + eps) of the cut. With eps = 0 the tree is the exact one.
         eps: the factor for "approx", in [0, 1]; must be 0 for "exact".
         seed: recorded with the result; nothing here is random.
         certificates: prove stars without flows where the bounds of ``docs/mathematics`` reach; False runs every flow.
-        remember: keep what :func:`recertify` needs to skip the eigenvalue proof: memory as large as the weights.
         bipartite: ``g`` is [m, n]: its rows and columns are different vertices.
         symmetrize: take (W + W.T) / 2 of an asymmetric matrix.
         threads: worker threads; the result does not depend on it.
@@ -105,7 +104,7 @@ def gomory_hu_tree(
         raise ValueError(f'eps must be 0 with method="exact", got {eps:g}; use method="approx"')
     seed = operator.index(seed)
     p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
-    return tree_of(p, certificates, threads, seed, float(eps), remember=remember)
+    return tree_of(p, certificates, threads, seed, float(eps))
 
 
 def recertify(
@@ -119,11 +118,9 @@ def recertify(
 ) -> CutTree:
     """Return a Gomory-Hu tree of ``g_new``, taking from the tree ``T`` of slightly other weights all that still holds.
 
-    Every edge of the result is proven for the new weights, as in a new tree. What the star's theorem proves needs one
-    pass and no flow; every other edge of ``T`` needs one flow that reaches the cut it induces now; edges that fail are
-    drawn together and made anew. With ``T = gomory_hu_tree(g, remember=True)`` the eigenvalue that the theorem needs
-    is not proven again: it moves by no more than the change of the weights (Weyl's inequality). Where more than one
-    vertex in eight would need a flow, a new tree is computed.
+    Every edge of the result is proven for the new weights, as in a new tree: by the engine's certificates (a few
+    passes, no flow), or by one flow that reaches the cut that an edge of ``T`` induces now. Edges that fail are drawn
+    together and made anew. Where more than one vertex in eight would need a flow, a new tree is computed.
 
     Args:
         T: a cut tree of as many vertices, of any earlier weights; from an earlier call of this function too.
@@ -149,17 +146,20 @@ def recertify(
 
 
 def global_min_cut(g: Any, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
-    """Return a minimum cut over all pairs: the lightest edge of the Gomory-Hu tree, whose cost it has.
+    """Return a minimum cut over all pairs. ``.s`` and ``.t`` are vertices of its two sides.
+
+    Dense blocks are first tried with the tree's certificates, a few passes: where all vertices are proven, the weakest
+    is the cut. Otherwise maximum adjacency scans shrink the graph until one vertex is left (Nagamochi and Ibaraki,
+    1992; Stoer and Wagner, 1997; with the tests of Padberg and Rinaldi, 1990): no flow, O(edges log n) a scan, mostly a
+    few scans, at worst n - 1. Exact as :func:`max_flow` is.
 
     Raises:
-        ValueError: fewer than two vertices, or see :func:`gomory_hu_tree`.
+        ValueError: fewer than two vertices, or see :func:`modcut._problem.problem`.
     """
     p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
     if p.n < 2:
         raise ValueError(f"g must have at least 2 vertices to be cut, got {p.n}")
-    tree = tree_of(p, True, threads, 0, 0.0)
-    v = int(torch.argmin(tree.weight))
-    return tree.min_cut(v, int(tree.parent[v]))
+    return lightest(p, threads)
 
 
 def isolating_cuts(

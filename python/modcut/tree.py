@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modcut import _notebook
 from modcut._arrays import vertex
 from modcut._problem import problem
 from modcut._require import require
@@ -105,16 +106,6 @@ class TreeStats:
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
-    """What a tree keeps of its graph so that :func:`modcut.recertify` need not prove an eigenvalue again."""
-
-    nu: float
-    """Proven lower bound on the second eigenvalue of I - the matrix below."""
-    blocks: tuple[Tensor, ...]
-    """D^-1/2 W D^-1/2, block by block: as large as the weights."""
-
-
-@dataclass(frozen=True, eq=False)
 class CutTree:
     """A Gomory-Hu tree on n vertices, rooted: vertex v's edge leads to ``parent[v]`` and weighs ``weight[v]``.
 
@@ -137,8 +128,6 @@ class CutTree:
     eps: float = 0.0
     """Every weight is proven to be within a factor 1 + eps of its minimum cut."""
     stats: TreeStats = field(default_factory=TreeStats)
-    memory: Memory | None = field(default=None, repr=False)
-    """For :func:`modcut.recertify`, with ``gomory_hu_tree(..., remember=True)``; files do not hold it."""
 
     def __post_init__(self) -> None:
         n = self.parent.numel()
@@ -272,6 +261,16 @@ class CutTree:
             u = int(parent[u])
         return best[1]
 
+    def _least(self, u: int, v: int) -> float:
+        """The smallest lower bound on the path: what is proven of the pair, which may be another edge than its cut."""
+        parent, lower, depth, least = self.parent, self.lower, self.depth, float("inf")
+        while u != v:
+            if depth[u] < depth[v]:
+                u, v = v, u
+            least = min(least, float(lower[u]))
+            u = int(parent[u])
+        return least
+
     def _number(self, x: float) -> float | int:
         return int(x) if self.integer else float(x)
 
@@ -289,7 +288,7 @@ class CutTree:
         side = self.side(e)
         if not side[u]:
             side = ~side
-        value, lower = self._number(float(self.weight[e])), self._number(float(self.lower[e]))
+        value, lower = self._number(float(self.weight[e])), self._number(self._least(u, v))
         return Cut(value, side, lower, self.exact, int(u), int(v), {"tree_edge": e})
 
     def all_min_cut_values(self) -> Tensor:
@@ -440,3 +439,12 @@ class CutTree:
             f"cuts {float(w.min()):g} .. {float(w.max()):g}, {100 * self.trivial_fraction:.0f} % single vertices, "
             f"{self.stats.flows} flows, {self.stats.certified} certified, {self.stats.seconds:.3g} s)"
         )
+
+    def _repr_html_(self) -> str:
+        """Show the tree's edges in a notebook, lightest first: their cuts part the graph most cheaply."""
+        edges = self.edges[torch.argsort(self.weight[self.edges], stable=True)].tolist()
+        ends: list[list[Any]] = [
+            [v, int(self.parent[v]), float(self.weight[v]), float(self.lower[v])] for v in edges[: _notebook.ROWS]
+        ]
+        rows = ends + [[]] * (len(edges) - len(ends))  # the others are counted, not shown
+        return _notebook.table(["vertex", "parent", "minimum cut", "proven at least"], rows, caption=repr(self))
