@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modcut import _notebook
 from modcut import metrics as _metrics
 from modcut.controls import matched_labels
 from modcut.graph.types import WeightGraph
@@ -200,6 +201,16 @@ class Partition:
         sizes = torch.bincount(self.labels, minlength=self.k).tolist()
         origin = "".join(f", {key}={self.meta[key]!r}" for key in ("method", "seed") if key in self.meta)
         return f"Partition(k={self.k}, n={self.n}, sizes={sizes}, edge={self.graph.edge!r}{origin})"
+
+    def _repr_html_(self) -> str:
+        """Show the modules in a notebook: units, and how much of their strength leaves them."""
+        known = bool(self.graph.blocks)
+        sizes = torch.bincount(self.labels, minlength=self.k).tolist()
+        parts = self.conductance.tolist() if known else [None] * self.k
+        figures = f"leak {self.leak:.3g}, n-cut {self.ncut:.3g} of {self.k}, Q {self.modularity:.3g}" if known else ""
+        note = f"{figures}; no control measured: see P.significance()" if known else "without edges: nothing measured"
+        rows = zip(range(self.k), sizes, parts, strict=True)
+        return _notebook.table(["module", "units", "conductance"], rows, caption=repr(self), note=note)
 
     # -- files --------------------------------------------------------------------------------------------------------
 

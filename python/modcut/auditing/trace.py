@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcut import _batches
+from modcut import _batches, _notebook
 from modcut.auditing._shared import bar, footer, record, table
 from modcut.auditing.ablate import Mode, ablate, check_fits, reachable, reference_of
 from modcut.auditing.controls import Effect, beside_controls, random_modules
@@ -112,6 +112,12 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace to a JSON file."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """Show the decision and every module's effect beside its controls in a notebook."""
+        rows = [_row(f"module {e.module} ({e.units})", e, self.decision) for e in self.modules]
+        text = "".join(self.inputs[-60:])
+        return _notebook.table(_HEADER, rows, caption=f"{text} → {self.decision}", note=footer(self.record))
 
     def __str__(self) -> str:
         parts = []

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from modcut import _notebook
 from modcut._files import write_text
 
 EVIDENCE_ONLY = "evidence only"
@@ -23,6 +24,10 @@ C = TypeVar("C", bound="_Card")
 def evidence_digest(evidence: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a card's evidence: texts with equal digests were made from equal measurements."""
     return hashlib.sha256(json.dumps(evidence, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _figure(value: Any) -> str:
+    return "n/a" if value is None else f"{value:.3g}"
 
 
 @dataclass
@@ -58,6 +63,15 @@ class _Card:
         head = name + (f": {self.title}" if self.title else "") + f" ({self.origin})"
         failed = f"\n[no model text: {self.error}]" if self.error else ""
         return f"{head}\n{self.text}{failed}"
+
+    def _repr_html_(self) -> str:
+        head, *lines = str(self).split("\n")
+        beside = [
+            f"{name.replace('_', ' ')} {_figure(s['value'])} (random {_figure(s.get('random_mean'))})"
+            for name, s in self.scores.items()
+            if isinstance(s, Mapping) and s.get("value") is not None
+        ]
+        return _notebook.paragraphs(head, lines, "; ".join(beside))
 
 
 @dataclass
@@ -149,6 +163,15 @@ class ModuleCards(Sequence[ModuleCard]):
     def __repr__(self) -> str:
         origins = sorted({c.origin for c in self.cards})
         return f"ModuleCards({len(self)} modules, origin={', '.join(origins)!r}, failed={len(self.failed)})"
+
+    def _repr_html_(self) -> str:
+        """Show the cards in a notebook: title or first words, who wrote them, detection beside its control."""
+        rows = []
+        for c in self.cards:
+            s = c.scores.get("detection") or {}
+            told = c.title or c.text.split("\n")[0][:120]
+            rows.append([c.index, told, c.error or c.origin, s.get("value"), s.get("random_mean")])
+        return _notebook.table(["module", "text", "by", "detection", "random modules"], rows, caption=repr(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON, as ``schema()`` describes it."""
