@@ -54,6 +54,8 @@ cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
         };
         if (key == "certificates") {
             s.certificates = py::bool_(py::reinterpret_borrow<py::object>(value));
+        } else if (key == "flows") {
+            s.flows = py::bool_(py::reinterpret_borrow<py::object>(value));
         } else if (key == "threads") {
             const long long t = whole();
             if (t < 1 || t > 1024)
@@ -83,7 +85,7 @@ cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
                                            : FlowKind::automatic;
         } else {
             throw py::value_error("unknown setting '" + key +
-                                  "': known are certificates, threads, seed, eps, representation, flow");
+                                  "': known are certificates, flows, threads, seed, eps, representation, flow");
         }
     }
     return s;
@@ -144,6 +146,25 @@ py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, con
                     "seconds_certificates"_a = r.seconds_certificates, "root"_a = r.root, "exact"_a = r.exact,
                     "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = proof,
                     "components"_a = r.components, "representation"_a = r.representation, "fallbacks"_a = r.fallbacks);
+}
+
+py::dict global_cut(int64_t n, const py::list& blocks, const py::object& csr, const py::object& side_out,
+                    const py::dict& settings) {
+    const GraphView g = graph(n, blocks, csr);
+    const cpu::Settings set = settings_of(settings, g);
+    if (n < 2) throw py::value_error("n must be at least 2, got " + std::to_string(n));
+    const Array side = vector_of(side_out, "side_out", n, {Kind::u8});
+    const auto start = std::chrono::steady_clock::now();
+    GlobalReport r;
+    {
+        py::gil_scoped_release release;
+        SignalPoll poll;
+        r = cpu::global_cut(g, static_cast<uint8_t*>(side.data), set, poll);
+    }
+    py::object value = g.integral ? py::object(py::int_(r.value.integer)) : py::object(py::float_(r.value.value));
+    py::object lower = g.integral ? py::object(py::int_(r.lower_int)) : py::object(py::float_(r.lower));
+    return py::dict("value"_a = value, "lower"_a = lower, "exact"_a = r.exact, "rounds"_a = r.rounds, "work"_a = r.work,
+                    "seconds"_a = since(start));
 }
 
 void cut_values(int64_t n, const py::list& blocks, const py::object& csr, const py::object& labels,
@@ -221,6 +242,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("max_flow", &b::max_flow, "n"_a, "blocks"_a, "csr"_a, "s"_a, "t"_a, "side_out"_a, "settings"_a);
     m.def("gomory_hu", &b::gomory_hu, "n"_a, "blocks"_a, "csr"_a, "parent_out"_a, "weight_out"_a, "lower_out"_a,
           "certified_out"_a, "settings"_a);
+    m.def("global_cut", &b::global_cut, "n"_a, "blocks"_a, "csr"_a, "side_out"_a, "settings"_a);
     m.def("cut_values", &b::cut_values, "n"_a, "blocks"_a, "csr"_a, "labels"_a, "out"_a, "settings"_a);
     m.def("degree_cpu", &b::degree_cpu, "n"_a, "blocks"_a, "csr"_a, "out"_a, "settings"_a);
     m.def("degree_cuda", &b::degree_cuda, "block"_a, "row_out"_a, "col_out"_a, "stream"_a);

@@ -145,6 +145,7 @@ struct TreeSettings {
     FlowKind kind = FlowKind::automatic;
     int representation = 0;  // 0 auto, 1 block, 2 csr
     double eps = 0;          // 0: exact; otherwise every lower bound is at least weight / (1 + eps)
+    bool flows = true;       // false: certificates only; what they leave is a leaf with lower bound 0
 };
 
 template <class Clock>
@@ -181,7 +182,13 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
             report.gap = std::max(report.gap, 1 - out.lower[x] / out.weight[x]);
         }
     }
-    if (order.empty()) return report;
+    if (!settings.flows)
+        for (int32_t x : order) {
+            out.lower[x] = 0;
+            report.exact = false;
+            report.gap = 1;
+        }
+    if (order.empty() || !settings.flows) return report;
     std::stable_sort(order.begin(), order.end(),
                      [&](int32_t a, int32_t b) { return g.integral ? deg.di[a] > deg.di[b] : deg.d[a] > deg.d[b]; });
     Classes classes(n);

@@ -21,12 +21,18 @@ TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& set
     tree.certificates.enabled = settings.certificates;
     tree.certificates.threads = settings.threads;
     tree.certificates.eps = tree.eps = settings.eps;
+    tree.flows = settings.flows;
     tree.kind = settings.kind;
     tree.representation = settings.representation;
     const auto start = std::chrono::steady_clock::now();
     return cut_tree(g, tree, out, poll, [start] {
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     });
+}
+
+GlobalReport global_cut(const GraphView& g, uint8_t* side, const Settings& settings, Poll& poll) {
+    check_structure(g);
+    return modcut::global_cut(g, degrees(g, settings.threads), side, poll);
 }
 
 void cut_values(const GraphView& g, const int64_t* labels, int64_t k, double* out, Poll& poll) {

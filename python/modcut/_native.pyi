@@ -39,6 +39,7 @@ class Devices(TypedDict):
 
 class Settings(TypedDict, total=False):
     certificates: bool  # gomory_hu: prove stars without flows where possible (default True)
+    flows: bool  # gomory_hu: False leaves what no certificate proves as a leaf with lower bound 0 (default True)
     threads: int  # default 1; results do not depend on it
     seed: int  # accepted for symmetry; nothing in here is random
     eps: float  # gomory_hu, in [0, 1], default 0: every lower bound need only be weight / (1 + eps)
@@ -53,6 +54,14 @@ class FlowResult(TypedDict):
     work: int  # arcs looked at
     representation: str  # "block" | "csr"
     flow: str  # "augment" | "push_relabel": what found the answer ("auto" changes over where augmenting is long)
+    seconds: float
+
+class GlobalResult(TypedDict):
+    value: float | int  # as in FlowResult
+    lower: float | int
+    exact: bool
+    rounds: int  # times the graph was shrunk
+    work: int  # arcs looked at
     seconds: float
 
 class TreeResult(TypedDict):
@@ -92,6 +101,13 @@ def gomory_hu(
     certified_out: Capsule,  # uint8 [n]: 0 by flow (and the root), else how: CERTIFICATES in tree.py
     settings: Settings,
 ) -> TreeResult: ...
+def global_cut(
+    n: int,  # at least 2
+    blocks: list[Block],
+    csr: Csr | None,
+    side_out: Capsule,  # bool or uint8 [n]: 1 on one side
+    settings: Settings,
+) -> GlobalResult: ...
 def cut_values(
     n: int,
     blocks: list[Block],
