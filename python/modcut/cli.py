@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -109,6 +109,11 @@ def describe(
     judge: Annotated[str, typer.Option(help="Who predicts from the texts: lexical, client or none.")] = "lexical",
     prompts: Annotated[Path | None, typer.Option(help="Folder of prompts that replace the package's.")] = None,
     controls: Annotated[int, typer.Option(help="Random modules per module.")] = 5,
+    ablation_controls: Annotated[int, typer.Option(help="How many of them are ablated too.")] = 2,
+    measure: Annotated[str, typer.Option(help="use (gradients) or activity (forward passes only, faster).")] = "use",
+    windows: Annotated[int, typer.Option(help="Samples kept per half for scores.")] = 256,
+    samples: Annotated[int, typer.Option(help="Of these, run again for ablations.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     out: Annotated[Path, typer.Option(help="Cards to write; partition.safetensors and map.json beside them.")] = Path(
         "modcut-describe/cards.json"
     ),
@@ -139,6 +144,11 @@ def describe(
         judge=judge,
         prompts=prompts,
         controls=controls,
+        ablation_controls=ablation_controls,
+        measure=cast(Any, measure),
+        windows=windows,
+        samples=samples,
+        threads=threads,
         seed=seed,
         resume=resume,
     )

@@ -21,6 +21,7 @@ from modcut.loading import Loaded
 from modcut.pipeline import AS_BYTES, Clock, _named, _reader, _unlabelled, _vocab
 
 ClientName = Literal["none", "local", "openai"]
+Measure = Literal["use", "activity"]
 # Samples that the modules are found on: what `modcut cut` takes, from the beginning of the same text.
 _FINDING = 48
 _BATCH = 8
@@ -42,7 +43,12 @@ def describe_model(
     judge: str = "lexical",
     prompts: Path | None = None,
     controls: int = 5,
+    ablation_controls: int = 2,
+    measure: Measure = "use",
+    windows: int = 256,
+    samples: int = 32,
     shuffles: int = 20,
+    threads: int | None = None,
     seed: int = 0,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -66,7 +72,12 @@ def describe_model(
         judge: who predicts from the texts: ``lexical``, ``none``, or ``client``.
         prompts: folder of prompts that replace the package's.
         controls: random modules per module.
+        ablation_controls: how many of them are ablated too.
+        measure: ``use`` (|activation x gradient|: a forward and a backward pass) or ``activity`` (forward only).
+        windows: samples kept per half of the text for scores and readers; the whole text goes into the evidence.
+        samples: of these, run again for ablations and signals: (1 + ``ablation_controls``) * k times.
         shuffles: random partitions that the partition's figures are compared with.
+        threads: of torch, where given.
         seed: of samples, clustering, controls.
         resume: go on with what ``<out>.work`` holds.
 
@@ -95,6 +106,16 @@ def describe_model(
         raise ValueError(f"judge must be 'lexical', 'none' or 'client', got {judge!r}")
     if judge == "client" and client == "none":
         raise ValueError("judge 'client' needs a client: pass --client local or openai")
+    if measure not in ("use", "activity"):
+        raise ValueError(f"measure must be 'use' or 'activity', got {measure!r}")
+    if not 0 < ablation_controls <= controls:
+        raise ValueError(f"ablation_controls must be 1 to the {controls} controls, got {ablation_controls}")
+    if min(windows, samples) < 2:
+        raise ValueError(f"windows and samples must be at least 2, got {windows} and {samples}")
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
     if out.is_dir():
         raise ValueError(f"out must be a file such as {out / 'cards.json'}, {out} is a folder")
     longest = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
@@ -106,6 +127,7 @@ def describe_model(
     digest = provenance.digest(loaded.model)
     settings = {
         "model": digest, "text": _hash(slices), "k": k, "edge": edge, "controls": controls, "shuffles": shuffles,
+        "ablation_controls": ablation_controls, "measure": measure, "windows": windows, "samples": samples,
         "seed": seed, "partition": hashlib.sha256(file.read_bytes()).hexdigest() if file else None,
         "modcut": __version__,
     }  # fmt: skip
@@ -158,7 +180,11 @@ def describe_model(
             prompts=prompts,
             resume=work / "replies.jsonl",
             progress=progress,
-            **_stored(work),
+            evidence=work / "evidence",
+            ablation_controls=ablation_controls,
+            measure=measure,
+            windows=windows,
+            samples=samples,
         )
     cards.meta |= {"text": origin, "tokens": read, "length": length, "model": loaded.facts, "stages": clock.rows}
     cards.save(out)
@@ -281,16 +307,6 @@ def _client(name: ClientName, model: str | None, base_url: str | None, work: Pat
     if not model:
         raise ValueError("--client openai needs --model, the name of the server's model")
     return clients.OpenAIClient(model, base_url, cache=os.fspath(work / "calls.jsonl"))
-
-
-def _stored(work: Path) -> dict[str, Any]:
-    """Where describe keeps its evidence, in releases that do."""
-    import inspect
-
-    import modcut
-
-    known = inspect.signature(modcut.describe).parameters
-    return {"evidence": work / "evidence"} if "evidence" in known else {}
 
 
 __all__ = ["claim", "describe_model", "stream"]
