@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from modcut.reading.cards import ModuleCard, ModuleCards
 from modcut.reading.clients import Client, ClientError, LocalClient, OpenAIClient, RecordingClient, ReplayClient, Reply
+from modcut.reading.code import CodeError, module_code
+from modcut.reading.collect import Evidence, collect_evidence
 from modcut.reading.reader import describe
 
 __all__ = [
     "Client",
     "ClientError",
+    "CodeError",
+    "Evidence",
     "LocalClient",
     "ModuleCard",
     "ModuleCards",
@@ -16,5 +20,7 @@ __all__ = [
     "RecordingClient",
     "ReplayClient",
     "Reply",
+    "collect_evidence",
     "describe",
+    "module_code",
 ]

@@ -139,7 +139,7 @@ def _effect(base: Measured, runs: Sequence[Measured], mode: str, seed: int) -> E
         if families[family] < 2:
             continue
         others = [f for f in found if f[0] == family and f[1] != name]
-        apart = lambda r: float(np.mean([f[3] if r < 0 else f[4][r] for f in others]))  # noqa: E731
+        apart = np.mean([[f[3], *f[4]] for f in others], axis=0)
         effect.behaviours.append(
             {
                 "behaviour": name,
@@ -148,8 +148,8 @@ def _effect(base: Measured, runs: Sequence[Measured], mode: str, seed: int) -> E
                 "rise": rise,
                 "controls": controls,
                 "p": rank_p(rise, controls),
-                "selectivity": rise - apart(-1),
-                "selectivity_controls": [c - apart(r) for r, c in enumerate(controls)],
+                "selectivity": float(rise - apart[0]),
+                "selectivity_controls": [float(c - apart[r]) for r, c in enumerate(controls, start=1)],
                 "n": n,
             }
         )

@@ -179,7 +179,8 @@ def _pooled(seen: Observation, b: dict[str, Any], i: int) -> float | None:
     sizes = sizes.double()
     if float((sizes - sizes[:, [i]]).abs().max()) > ALIKE * float(sizes[:, i].mean()):
         return None
-    same = [o for e in seen.effects for o in e.behaviours if (o["kind"], o["behaviour"]) == (b["kind"], b["behaviour"])]
+    at = (b["kind"], b["behaviour"])
+    same = [o for e in seen.effects for o in e.behaviours if (o["kind"], o["behaviour"]) == at]
     return rank_p(b["rise"], [c for o in same for c in o["controls"]])
 
 

@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
 from modcut import _batches
 from modcut.graph.interventions import Mode
 from modcut.partition import Partition
 from modcut.provenance import digest, stamp
-from modcut.reading import evidence as _evidence
 from modcut.reading.cards import EVIDENCE_ONLY, ModuleCard, ModuleCards
 from modcut.reading.clients import Client
+from modcut.reading.collect import Evidence, collect_evidence
+from modcut.reading.evidence import decoder
 from modcut.reading.judges import Judge
-from modcut.reading.observe import observe
-from modcut.reading.scores import score_all
 from modcut.reading.sentences import sentence
+from modcut.reading.store import labels_digest
 from modcut.reading.telling import Telling, tell
+from modcut.reading.watch import Measure
 from modcut.reading.writing import SCHEMA, prompt
 
 
@@ -38,6 +38,11 @@ def describe(
     controls: int = 3,
     ablation: Mode = "mean",
     progress: bool = False,
+    evidence: Evidence | str | os.PathLike[str] | None = None,
+    ablation_controls: int | None = None,
+    measure: Measure = "use",
+    windows: int = 256,
+    samples: int = 256,
     judge: Judge | Client | Literal["lexical", "none"] = "lexical",
     prompts: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -68,6 +73,13 @@ def describe(
         controls: random modules per module, at least 1.
         ablation: how a module is switched off to measure its effect (see :func:`modcut.ablate`).
         progress: show progress.
+        evidence: evidence gathered before, or a folder: what it holds is used again where the digests of model,
+            partition, data and settings fit, and refused otherwise; a stream that was interrupted goes on; new evidence
+            is stored there (:func:`modcut.reading.collect_evidence`).
+        ablation_controls: random modules that are ablated too (default: at most 3 of ``controls``).
+        measure: ``use`` (forward and backward passes) or ``activity`` (forward only, for long streams).
+        windows: samples kept per half for scores and readers, whatever the length of the data.
+        samples: of these, run again for ablations and signals.
         judge: who predicts from the texts: ``"lexical"`` (words compared by rule, no language model), a client, any
             object with ``name`` and ``rate``, or ``"none"``. Many calls where it is a client: about ``text_items / 12``
             for each of 2 to 5 texts a module.
@@ -82,47 +94,57 @@ def describe(
         ValueError: fewer than two samples, labels of another graph, or no loss where one is needed.
         TypeError: a judge that is none.
     """
-    decode = _evidence.decoder(tokenizer)
+    decode = decoder(tokenizer)
     with _progress(progress) as say:
-        seen = observe(
+        known = _known(
             model,
             P,
             data,
+            evidence,
             loss_fn=loss_fn,
+            tokenizer=tokenizer,
             seed=seed,
             max_batches=max_batches,
             controls=controls,
-            mode=ablation,
+            ablation=ablation,
+            ablation_controls=ablation_controls,
+            measure=measure,
+            windows=windows,
+            samples=samples,
             step=say,
         )
-        say("scores of the evidence")
-        signatures, scores = score_all(seen.windows, P.k, controls, seed)
-        say("interfaces")
-        blocks = _evidence.block_strengths(P)
-        matrix = sum((m for _, _, m in blocks), np.zeros((P.k, P.k)))
-        found = _evidence.gather(P, seen, signatures, matrix, decode)
         cards = [
-            ModuleCard(i, sentence(e), evidence=e, scores=s, interfaces=_evidence.interfaces(P, i, matrix, blocks))
-            for i, (e, s) in enumerate(zip(found, scores, strict=True))
+            ModuleCard(i, sentence(e), evidence=e, scores=s, interfaces=f)
+            for i, (e, s, f) in enumerate(zip(known.modules, known.scores, known.interfaces, strict=True))
         ]
-        carried = getattr(seen, "carried", [])
         telling = Telling(client, judge, prompts, resume, seed, text_items, random_texts, say)
-        told = tell(telling, cards, seen.windows, carried, [], min(controls, 3), decode)
+        told = tell(telling, cards, known.windows, known.carried, known.groups, min(controls, 3), decode)
     meta = {
         **stamp(seed=seed, digest=digest(model)),
-        "n": len(seen.windows),
-        "held_out": seen.scored_windows,
-        "positions": int(sum(len(w.use) for w in seen.windows)),
-        "slices": list(seen.slices),
+        **{key: known.meta[key] for key in ("n", "held_out", "positions", "slices", "objective", "measured")},
+        "evidence": known.meta["evidence"],
         "control": f"{controls} random modules with as many units in every space and whole heads",
         "ablation": ablation,
-        "objective": seen.objective,
         "client": None if client is None else client.model,
         **told.meta,
         "edge": P.graph.edge,
         "not_covered": [list(entry) for entry in P.graph.not_covered],
     }
     return ModuleCards(cards, meta, told.interfaces, told.groups)
+
+
+def _known(
+    model: nn.Module,
+    P: Partition,
+    data: _batches.Data,
+    evidence: Evidence | str | os.PathLike[str] | None,
+    **settings: Any,
+) -> Evidence:
+    if not isinstance(evidence, Evidence):
+        return collect_evidence(model, P, data, path=evidence, **settings)
+    if evidence.meta["partition"] != labels_digest(P.labels) or evidence.meta["model"] != digest(model):
+        raise ValueError("evidence must be of this model and partition, their digests differ from the stored ones")
+    return evidence
 
 
 @contextmanager

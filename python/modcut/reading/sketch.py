@@ -1,4 +1,4 @@
-"""What is remembered of a data stream of any length: sums, tables by token, best contexts, and a fixed sample of windows.
+"""What is remembered of a data stream of any length: sums, tables by token, best contexts, a fixed sample of windows.
 
 Every part is associative: the sketch of a stream is the merge of the sketches of its pieces, in any order (sums to the
 rounding of float64, all choices exactly). Choices are made by hashes of the sample's number, never by arrival, so that

@@ -26,7 +26,7 @@ FURTHEST = 10.0
 FLOOR = 0.05
 
 
-class _Stop(Exception):
+class _Done(Exception):  # noqa: N818 - not an error
     """Everything that is read has been read: the rest of the forward pass is not needed."""
 
 
@@ -97,7 +97,7 @@ class Watch:
             def visit(x: Tensor) -> Tensor | None:
                 if not x.requires_grad:
                     return None
-                # A view of its own gives each reader its own gradient where several read one tensor (query, key, value).
+                # Its own view gives each reader its own gradient where several read one tensor (query, key, value).
                 seen.append((site, own := x.view_as(x)))
                 return own
 
@@ -132,7 +132,7 @@ class Watch:
                 z = (x.detach().float() - mean.to(x.device)).abs_() * weight.to(x.device).abs()
                 add(site, z.minimum(self._most(n, site, x.device)))
                 if n == self._last:
-                    raise _Stop
+                    raise _Done
 
             return visit
 
@@ -142,7 +142,7 @@ class Watch:
                 handles.append(interventions.hook_tap(self.model, self.sites[n].tap, visitor(n, self.sites[n])))
             with torch.no_grad():
                 _batches.forward(self.model, batch)
-        except _Stop:
+        except _Done:
             pass
         finally:
             for handle in handles:
