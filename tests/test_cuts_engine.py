@@ -139,8 +139,9 @@ INTERRUPTED = {
 def test_ctrl_c_returns_within_a_second(name: str) -> None:
     graph, call = INTERRUPTED[name]
     code = f"""
-        import time, torch, modcut
+        import signal, time, torch, modcut
         from modcut import testing
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
         torch.set_num_threads(1)
         g = {graph}
         print("ready", flush=True)
@@ -151,12 +152,15 @@ def test_ctrl_c_returns_within_a_second(name: str) -> None:
             print(time.time(), modcut.min_cut(torch.ones(3, 3), 0, 1).value)  # the engine is still usable
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.7)
-    sent = time.time()
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.7)
+        sent = time.time()
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0
     stopped, value = out.split()
     assert float(stopped) - sent < 1.0
