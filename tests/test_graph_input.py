@@ -206,13 +206,6 @@ def test_a_matrix_that_is_symmetric_up_to_rounding_is_one_space():
     assert graph.n == 3 and modcut.global_min_cut(graph).value == pytest.approx(1.3)
 
 
-def test_a_sparse_matrix_too_large_to_become_dense_is_refused():
-    w = sp.csr_array((200_000, 200_000), dtype=np.float64)
-    for given_ in (w, torch.sparse_coo_tensor(size=(200_000, 200_000), check_invariants=True)):
-        with pytest.raises(ValueError, match=r"becomes dense.*gomory_hu_tree"):
-            modcut.WeightGraph.from_matrix(given_)
-
-
 def test_a_map_of_irregular_order_is_listed(monkeypatch):
     def irregular(index):
         raise ValueError("neurons of one space lie in an irregular order on an axis")

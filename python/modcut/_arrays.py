@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ACCEPTED = (
-    "a torch.Tensor, a NumPy or CuPy array, anything with __dlpack__, a SciPy sparse matrix, nested lists, "
+    "a torch.Tensor, a NumPy or CuPy array, anything with __dlpack__, a SciPy or CuPy sparse matrix, nested lists, "
     "a modcut.WeightGraph or a torch.nn.Module"
 )
 
@@ -24,6 +24,8 @@ def as_matrix(w: Any) -> Tensor | sp.csr_array:
         if w.layout != torch.strided:
             return _torch_sparse(w)
         return host(w, "weights")
+    if type(w).__module__.startswith("cupyx.") and hasattr(w, "get"):
+        w = w.get()  # CuPy's sparse matrices speak no DLPack; their host copy is a SciPy matrix
     if sp.issparse(w):
         return canonical(w)
     if isinstance(w, np.ma.MaskedArray) and np.ma.is_masked(w):

@@ -144,6 +144,8 @@ def problem(g: Any, *, bipartite: bool = False, symmetrize: bool = False) -> Pro
     if is_weight_graph(g):
         if bipartite or symmetrize:
             raise ValueError(f"bipartite and symmetrize apply to matrices only, got a {type(g).__name__}")
+        if any(b.weight.is_sparse for b in g.blocks):
+            return problem(sparse_rows(g))
         blocks = tuple(iter_blocks(g))
         dtype = _common_dtype([b.values.dtype for b in blocks])
         result = Problem(int(g.n), dtype, _as_dtype(blocks, dtype))
@@ -160,6 +162,17 @@ def problem(g: Any, *, bipartite: bool = False, symmetrize: bool = False) -> Pro
 def is_weight_graph(g: Any) -> bool:
     """Whether ``g`` is a :class:`modcut.WeightGraph` (told by its shape: the class lies above this layer)."""
     return hasattr(g, "capacities") and hasattr(g, "spaces")
+
+
+def sparse_rows(g: Any) -> sp.csr_array:
+    """The rows of a weight graph that has sparse blocks: integers stay integers."""
+    integer = all(not b.weight.is_floating_point() for b in g.blocks)
+    rows: sp.csr_array = g.to_scipy()
+    if not integer:
+        return rows
+    if rows.nnz and float(rows.data.max()) > 2**53:
+        raise ValueError("integer weights of a sparse graph must be at most 2^53; pass the matrix itself")
+    return rows.astype(np.int64)
 
 
 def iter_blocks(g: Any) -> Iterator[DenseBlock]:

@@ -231,7 +231,8 @@ def _quotient(g: Any, labels: Any, k: int | None, bipartite: bool, symmetrize: b
             import modcut  # the tracer lies above this layer: reached through its public name, when it is asked for
 
             g = modcut.weight_graph(g)
-        n, blocks, csr = int(g.n), iter_blocks(g), None
+        sparse = any(b.weight.is_sparse for b in g.blocks)
+        n, blocks, csr = int(g.n), iter(()) if sparse else iter_blocks(g), problem(g).csr if sparse else None
     else:
         p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
         n, blocks, csr = p.n, iter(p.blocks), p.csr

@@ -89,7 +89,7 @@ def adjusted_rand(a: Tensor, b: Tensor) -> float:
 def _capacity(block: Block) -> Tensor:
     c = block.capacity().detach().to("cpu")
     c = c if c.dtype == torch.float64 else c.float()
-    if block.rows == block.cols:
+    if block.rows == block.cols and not c.is_sparse:  # a sparse block is made without a diagonal
         c = c - torch.diag(torch.diagonal(c))
     return c
 
@@ -152,7 +152,8 @@ def leaks(graph: WeightGraph, labels: Tensor) -> Tensor:
             for x, rows, cols in ((a, block.rows, block.cols), (a.T, block.cols, block.rows)):
                 right = (x @ _one_hot(labels[:, cols.vertices], k, x.dtype)).reshape(-1, s, k)
                 own = right.gather(2, labels[:, rows.vertices].T[:, :, None]).squeeze(2)
-                incoming[rows.vertices] += x.sum(1).double()
+                total = x.sum(1)
+                incoming[rows.vertices] += (total.to_dense() if total.is_sparse else total).double()
                 inside[:, rows.vertices] += own.T.double()
                 if block.symmetric:
                     break

@@ -299,6 +299,8 @@ def _blocks(matrices: tuple[Matrix, ...], spaces: tuple[Space, ...], uncovered: 
 def magnitude(block: Block) -> Tensor:
     """|W|, trailing axes summed; the tracer's graph replaces it by the folded strength."""
     w = block.weight.detach().abs()
+    if w.is_sparse:
+        return w.coalesce()
     return w.flatten(2).sum(2) if w.ndim > 2 else w
 
 

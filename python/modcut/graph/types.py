@@ -154,6 +154,11 @@ class WeightGraph:
         d = torch.zeros(self.n, dtype=torch.float64)
         for b, c in self.capacities():
             c = c.detach().to("cpu", torch.float64)
+            if c.is_sparse:  # made without a diagonal
+                d[b.rows.vertices].index_add_(0, c.indices()[0], c.values())
+                if not b.symmetric:
+                    d[b.cols.vertices].index_add_(0, c.indices()[1], c.values())
+                continue
             if b.rows == b.cols:
                 c = c - torch.diag(torch.diagonal(c))
             d[b.rows.vertices] += c.sum(1)
@@ -166,6 +171,7 @@ class WeightGraph:
         a = torch.zeros(self.n, self.n, dtype=torch.float64)
         for b, c in self.capacities():
             c = c.detach().to("cpu", torch.float64)
+            c = c.to_dense() if c.is_sparse else c
             a[b.rows.vertices, b.cols.vertices] += c
             if not b.symmetric:
                 a[b.cols.vertices, b.rows.vertices] += c.T
@@ -175,7 +181,7 @@ class WeightGraph:
         """Return the symmetric capacity matrix with zero diagonal, float64 CSR [n, n]."""
         rows, cols, values = [], [], []
         for b, c in self.capacities():
-            block = sp.coo_array(c.detach().to("cpu", torch.float64).numpy())
+            block = _coo(c.detach().to("cpu", torch.float64))
             r, k = block.coords[0] + b.rows.offset, block.coords[1] + b.cols.offset
             rows += [r] if b.symmetric else [r, k]
             cols += [k] if b.symmetric else [k, r]
@@ -203,7 +209,9 @@ class WeightGraph:
     def from_matrix(cls, weights: Any) -> WeightGraph:
         """Return the graph of a matrix (torch, NumPy, CuPy or SciPy sparse).
 
-        A sparse matrix becomes dense, and is refused beyond 2^27 entries: the cut functions take it directly.
+        A sparse matrix (SciPy, torch, CuPy by its host copy) of more than 2^22 entries stays sparse: the cut functions,
+        ``degree``, ``to_scipy`` and a :class:`modcut.Partition`'s metrics never make it dense. A smaller one becomes
+        dense.
 
         A symmetric matrix (up to rounding) is an undirected graph on one space; any other is bipartite between its rows
         (vertices ``0 .. R-1``) and its columns (``R .. R+C-1``). Blocks are views of dense input. Strength is ``|W|``.
@@ -222,3 +230,10 @@ class WeightGraph:
             if s.offset <= vertex < s.offset + s.size:
                 return s, vertex - s.offset
         raise IndexError(f"vertex must be in [0, {self.n}), got {vertex}")
+
+
+def _coo(c: Tensor) -> sp.coo_array:
+    if not c.is_sparse:
+        return sp.coo_array(c.numpy())
+    i, j = c.indices().numpy()
+    return sp.coo_array((c.values().numpy(), (i, j)), shape=tuple(c.shape))
