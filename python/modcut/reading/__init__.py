@@ -7,6 +7,7 @@ from modcut.reading.clients import Client, ClientError, LocalClient, OpenAIClien
 from modcut.reading.code import CodeError, module_code
 from modcut.reading.collect import Evidence, collect_evidence
 from modcut.reading.reader import describe
+from modcut.reading.texts import TokenBatches, token_batches
 
 __all__ = [
     "Client",
@@ -20,7 +21,9 @@ __all__ = [
     "RecordingClient",
     "ReplayClient",
     "Reply",
+    "TokenBatches",
     "collect_evidence",
     "describe",
     "module_code",
+    "token_batches",
 ]

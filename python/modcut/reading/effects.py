@@ -265,7 +265,7 @@ def _grouped(
 
 
 def _next(tokens: Tensor, targets: Tensor | None) -> bool:
-    """Whether the goal is the next token: no targets, or the labels of transformers, which are the tokens themselves."""
+    """Whether the goal is the next token: no targets, or the labels of transformers (the tokens themselves)."""
     return targets is None or (targets.shape == tokens.shape and bool(((targets == tokens) | (targets < 0)).all()))
 
 

@@ -174,7 +174,7 @@ def _effect(seen: Observation, i: int, decode: Decode) -> dict[str, Any]:
 
 
 def _pooled(seen: Observation, b: dict[str, Any], i: int) -> float | None:
-    """Rank of a rise among the random modules of all cards: finer than among its own, where all are of about one size."""
+    """Rank of a rise among the random modules of all cards: finer than among its own, if all are of about one size."""
     sizes = torch.stack([torch.bincount(row[seen.reachable], minlength=seen.sketch.k) for row in seen.control_labels])
     sizes = sizes.double()
     if float((sizes - sizes[:, [i]]).abs().max()) > ALIKE * float(sizes[:, i].mean()):
