@@ -82,7 +82,8 @@ void run_flows(const GraphView& g, const Degrees& deg, const std::vector<int32_t
         // Thresholds are compared in the rounded network, where a vertex and its flow agree to the last bit.
         // It must not rise: strengths are sorted before rounding, and classes merged at the last threshold.
         int64_t bound = solver.strength(s);
-        if (eps > 0) bound = std::min(bound, int64_t(std::ceil(double(bound) / (1 + eps))));
+        // A little more than the share: the strength itself lies above its rounded sum.
+        if (eps > 0) bound = std::min(bound, int64_t(std::ceil(double(bound) / (1 + eps) * (1 + 1e-9))));
         if (g.integral) {
             classes.lower_to(double(bound));
         } else {
