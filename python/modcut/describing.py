@@ -24,7 +24,7 @@ ClientName = Literal["none", "local", "openai"]
 Measure = Literal["use", "activity"]
 # Samples that the modules are found on: what `modcut cut` takes, from the beginning of the same text.
 _FINDING = 48
-_BATCH = 8
+_BATCH = 4
 
 
 def describe_model(
@@ -200,7 +200,7 @@ def describe_model(
 def stream(
     tokenizer: Any, paths: Sequence[Path], *, tokens: int, length: int
 ) -> tuple[dict[str, list[dict[str, Tensor]]], str]:
-    """Return samples that do not overlap, ``{slice: [{"input_ids": int64 [8, length]}]}``, and where they came from.
+    """Return samples that do not overlap, ``{slice: [{"input_ids": int64 [4, length]}]}``, and where they came from.
 
     Raises:
         ValueError: a file is not UTF-8, or the texts are shorter than ``tokens``.

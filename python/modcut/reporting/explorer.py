@@ -74,7 +74,8 @@ def build(
         return _SMALL + (_LARGE - _SMALL) * math.sqrt(units / most)
 
     # A deep tree would be mostly margins.
-    gap, pad = (GAP, _PAD) if _depth(nodes, roots) <= 3 else (GAP / 4, _PAD / 3)
+    deep = _depths(nodes, roots)
+    gap, pad = (GAP, _PAD) if max(deep.values(), default=0) <= 3 else (GAP / 2, _PAD / 2)
     for name in reversed(_order(nodes, roots)):
         node = nodes[name]
         node["whole"] = radius(node["units"])
@@ -82,6 +83,8 @@ def build(
         if node["children"]:
             rs = [nodes[c]["r"] for c in node["children"]]
             spots = pack(rs, gap)
+            if len(rs) == 2 and deep[name] % 2:  # a tree of pairs would lie on one line
+                spots = spots[:, ::-1].copy()
             x, y, r = around(spots, rs)
             node["inner"] = spots - [x, y]
             node["r"], node["whole"] = r + pad, min(node["whole"], r + pad)
@@ -128,11 +131,11 @@ def _order(nodes: Mapping[str, Mapping[str, Any]], roots: Sequence[str]) -> list
     return out
 
 
-def _depth(nodes: Mapping[str, Mapping[str, Any]], roots: Sequence[str]) -> int:
+def _depths(nodes: Mapping[str, Mapping[str, Any]], roots: Sequence[str]) -> dict[str, int]:
     deep = {name: 1 for name in roots}
     for name in _order(nodes, roots):
         deep |= {child: deep[name] + 1 for child in nodes[name]["children"]}
-    return max(deep.values(), default=0)
+    return deep
 
 
 def _given(groups: Sequence[Mapping[str, Any]], nodes: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@
   world.append(lines, dots);
   stage.setAttribute("viewBox", `0 0 ${width} ${height}`);
 
-  const nameOf = (n) => (n.children.length ? n.title || short(`Modules ${leaves(n).map((m) => m.module).join(" · ")}`, 30) : `Module ${n.module}`);
+  const nameOf = (n) => (n.children.length ? n.title || short(`Modules ${leaves(n).map((m) => m.module).sort((a, b) => a - b).join(" · ")}`, 30) : `Module ${n.module}`);
   const fullName = (n) => (n.children.length || !n.title ? nameOf(n) : `Module ${n.module}: ${n.title}`);
   const short = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
   function leaves(n) {
