@@ -1,6 +1,6 @@
 """How large and how smooth a report of 30 modules and 10,000 examples is: ``python benchmarks/report_page.py``.
 
-Needs the extra ``browser`` and Debian's chromium and chromium-driver. Prints the size of the file, the time to write and
+Needs the extra ``browser`` and chromium with its driver. Prints the size of the file, the time to write and
 to load it, and the frame times of a zoom of 120 wheel steps, one a frame.
 """
 

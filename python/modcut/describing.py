@@ -23,7 +23,7 @@ from modcut.pipeline import AS_BYTES, Clock, _named, _reader, _unlabelled, _voca
 ClientName = Literal["none", "local", "openai"]
 Measure = Literal["use", "activity"]
 # Samples that the modules are found on: what `modcut cut` takes, from the beginning of the same text.
-_FINDING = 48
+_FINDING = 24
 _BATCH = 4
 
 
