@@ -1,14 +1,16 @@
 // Maximum flow by blocking flows (Dinic 1970) from one source to a set of sinks, touching only what the flow reaches.
 //
 // In a cut tree most flows end at their bound (the strength of the source) two or three arcs away from it, so nothing
-// here is proportional to n: levels carry the number of the phase, residuals are undone from a journal. Cost of one
+// here is proportional to n: levels carry the number of the phase, residuals are undone from what the network noted. Cost of one
 // flow: O(phases * arcs reached + paths * length), at worst O(n^2 m): far from its bound, or over many phases, it gives
 // up after `budget` arcs, and PushRelabel starts afresh.
 #pragma once
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
+#include "core/bits.hpp"
 #include "core/residual.hpp"
 
 namespace modcut {
@@ -19,11 +21,25 @@ struct Flow {
     bool abandoned = false;  // the budget is spent: neither maximum nor at the bound
 };
 
+// The sinks of most flows are a class of vertices, asked for one by one; a single one is looked up in a row.
+struct OneSink {
+    int32_t vertex;
+    bool operator()(int32_t y) const { return y == vertex; }
+};
+
 template <class Arcs>
 class Augmenter {
 public:
+    using Arc = typename Arcs::Arc;
+
     Augmenter(Arcs& arcs, int64_t n, Poll& poll)
-        : arcs_(arcs), journal_(arcs), poll_(poll), level_(n), stamp_(n, 0), cursor_(n) {}
+        : arcs_(arcs),
+          poll_(poll),
+          level_(n),
+          stamp_(n, 0),
+          cursor_(n),
+          fresh_(Arcs::kBits ? n : 0),
+          levels_(Arcs::kBits ? n : 0) {}
 
     // Flow from s to {y : sink(y)}; ends when it reaches `bound`. Otherwise it is maximum and side() holds the vertices
     // that s still reaches: the smallest source side of a minimum cut. The network is left as the flow leaves it: call
@@ -43,7 +59,7 @@ public:
         return flow;
     }
     const std::vector<int32_t>& side() const { return queue_; }
-    void rest() { journal_.undo(); }
+    void rest() { arcs_.undo(); }
 
     int64_t work = 0, phases = 0;
 
@@ -51,9 +67,12 @@ private:
     // Levels by breadth-first search, up to the first level from which a sink is one arc away.
     template <class Sink>
     bool label(int64_t s, Sink&& sink) {
+        if constexpr (Arcs::kBits) {
+            for (int32_t x : queue_) levels_.drop(x, level_[x]);
+            fresh_.fill();
+        }
         ++epoch_;
         queue_.clear();
-        queue_.push_back(int32_t(s));
         visit(s, 0);
         for (size_t head = 0; head < queue_.size(); ++head) {
             if ((head & 255) == 0) poll_.check();
@@ -61,17 +80,17 @@ private:
             const int32_t next_level = level_[x] + 1;
             int64_t cursor = 0;
             Arc arc;
-            bool found = arcs_.next(
-                x, cursor, work,
-                [&](int32_t y) {
-                    if (sink(y)) return true;
-                    if (stamp_[y] != epoch_) {
-                        visit(y, next_level);
-                        queue_.push_back(y);
-                    }
-                    return false;
-                },
-                arc);
+            bool found = false;
+            if constexpr (kOne<Sink>) found = arcs_.find(x, sink.vertex, work, arc);
+            if (!found)
+                found = arcs_.next(
+                    x, cursor, work, fresh_.data(),
+                    [&](int32_t y) {
+                        if (sink(y)) return true;
+                        if (stamp_[y] != epoch_) visit(y, next_level);
+                        return false;
+                    },
+                    arc);
             if (found) {
                 sink_level_ = next_level;
                 return true;
@@ -92,12 +111,15 @@ private:
             const int32_t next_level = level_[x] + 1;
             const bool last = next_level == sink_level_;
             Arc arc;
-            const bool found =
-                last ? arcs_.next(
-                           x, cursor_[x], work, [&](int32_t y) { return sink(y); }, arc)
-                     : arcs_.next(
-                           x, cursor_[x], work,
-                           [&](int32_t y) { return stamp_[y] == epoch_ && level_[y] == next_level; }, arc);
+            bool found;
+            if (!last)
+                found = arcs_.next(
+                    x, cursor_[x], work, levels_.row(next_level),
+                    [&](int32_t y) { return stamp_[y] == epoch_ && level_[y] == next_level; }, arc);
+            else if constexpr (kOne<Sink>)
+                found = arcs_.find(x, sink.vertex, work, arc);
+            else
+                found = arcs_.next(x, cursor_[x], work, nullptr, sink, arc);
             if (found) {
                 path_.push_back({x, arc});
                 if (!last) {
@@ -105,11 +127,11 @@ private:
                     continue;
                 }
                 int64_t amount = bound - flow.value;
-                for (auto& step : path_) amount = std::min(amount, arcs_.r[step.arc.arc]);
+                for (auto& step : path_) amount = std::min(amount, arcs_.residual(step.arc));
                 size_t keep = path_.size();
                 for (size_t i = path_.size(); i-- > 0;) {
-                    journal_.push(path_[i].arc, amount);
-                    if (arcs_.r[path_[i].arc.arc] == 0) keep = i;
+                    arcs_.push(path_[i].arc, amount);
+                    if (arcs_.residual(path_[i].arc) == 0) keep = i;
                 }
                 flow.value += amount;
                 if (flow.value == bound) return;
@@ -118,6 +140,7 @@ private:
             } else {
                 if (path_.empty()) return;
                 stamp_[x] = epoch_ - 1;  // a dead end: out of this phase's levels
+                if constexpr (Arcs::kBits) levels_.drop(x, level_[x]);
                 x = path_.back().from;
                 path_.pop_back();
             }
@@ -128,17 +151,26 @@ private:
         stamp_[x] = epoch_;
         level_[x] = level;
         cursor_[x] = 0;
+        queue_.push_back(int32_t(x));
+        if constexpr (Arcs::kBits) {
+            fresh_.drop(x);
+            levels_.put(x, level);
+        }
     }
+
+    template <class Sink>
+    static constexpr bool kOne = std::is_same_v<std::remove_cvref_t<Sink>, OneSink>;
 
     struct Step {
         int64_t from;
         Arc arc;
     };
     Arcs& arcs_;
-    Journal<Arcs> journal_;
     Poll& poll_;
     std::vector<int32_t> level_;
     std::vector<int64_t> stamp_, cursor_;
+    Bits fresh_;     // not yet labelled
+    Levels levels_;  // of the labelled, dead ends left out
     std::vector<int32_t> queue_;
     std::vector<Step> path_;
     int64_t epoch_ = 0;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/augment.hpp"
+#include "core/bits.hpp"
 #include "core/residual.hpp"
 
 namespace modcut {
@@ -14,11 +15,15 @@ namespace modcut {
 template <class Arcs>
 class PushRelabel {
 public:
-    PushRelabel(Arcs& arcs, int64_t n, Poll& poll) : arcs_(arcs), journal_(arcs), poll_(poll), n_(n) {}
+    using Arc = typename Arcs::Arc;
+
+    PushRelabel(Arcs& arcs, int64_t n, Poll& poll) : arcs_(arcs), poll_(poll), n_(n) {}
 
     // As Augmenter::run; side() holds the vertices that reach no sink: the largest source side of a minimum cut.
     template <class Sink>
     Flow run(int64_t s, Sink&& sink, int64_t bound) {
+        if constexpr (Arcs::kBits)
+            if (height_.empty()) fresh_ = Bits(n_), levels_ = Levels(n_);
         height_.assign(n_, 0);
         cursor_.assign(n_, 0);
         excess_.assign(n_, 0);
@@ -27,8 +32,8 @@ public:
         int64_t cursor = 0;
         Arc arc;
         const auto any = [](int32_t) { return true; };
-        while (flow.value < bound && arcs_.next(s, cursor, work, any, arc)) {
-            push(arc, arcs_.r[arc.arc], sink, flow, s);
+        while (flow.value < bound && arcs_.next(s, cursor, work, nullptr, any, arc)) {
+            push(arc, arcs_.residual(arc), sink, flow, s);
             ++cursor;
         }
         int64_t since = 0, steps = 0;
@@ -57,14 +62,14 @@ public:
         return flow;
     }
     const std::vector<int32_t>& side() const { return side_; }
-    void rest() { journal_.undo(); }
+    void rest() { arcs_.undo(); }
 
     int64_t work = 0, phases = 0;
 
 private:
     template <class Sink>
     void push(const Arc& arc, int64_t amount, Sink&& sink, Flow& flow, int64_t s) {
-        journal_.push(arc, amount);
+        arcs_.push(arc, amount);
         const int64_t y = arc.target;
         if (sink(int32_t(y))) {
             flow.value += amount;
@@ -84,40 +89,66 @@ private:
         Arc arc;
         while (excess_[x] > 0 && height_[x] < n_) {
             const int32_t below_x = height_[x] - 1;
-            const bool found = arcs_.next(x, cursor_[x], work, [&](int32_t y) { return height_[y] == below_x; }, arc);
+            const bool found = arcs_.next(
+                x, cursor_[x], work, levels_.row(below_x), [&](int32_t y) { return height_[y] == below_x; }, arc);
             if (found) {
-                int64_t amount = std::min(excess_[x], arcs_.r[arc.arc]);
+                int64_t amount = std::min(excess_[x], arcs_.residual(arc));
                 if (sink(arc.target)) amount = std::min(amount, bound - flow.value);
                 excess_[x] -= amount;
                 push(arc, amount, sink, flow, s);
                 if (flow.value >= bound) return;
                 continue;
             }
-            // Relabel: one above the lowest neighbour with residual capacity.
-            int32_t lowest = int32_t(n_);
+            const int32_t old = height_[x];
+            if (count_[old] == 1) {  // gap: nothing above can reach a sink any more
+                for (int64_t y = 0; y < n_; ++y)
+                    if (height_[y] >= old && height_[y] < n_ && y != s) move(y, int32_t(n_));
+                return;
+            }
+            move(x, lowest_neighbour(x) + 1);
+        }
+        if (excess_[x] > 0 && height_[x] < n_) activate(x);
+    }
+
+    // The least height at which x has a neighbour over an arc with residual capacity (none is below x); n - 1 where all
+    // are out of reach. Leaves the cursor at the first such arc.
+    int32_t lowest_neighbour(int64_t x) {
+        Arc arc;
+        if constexpr (Arcs::kBits) {
+            // No level between the lowest and the highest is empty, so the first empty one ends the search.
+            for (int32_t h = height_[x]; h < n_ - 1 && count_[h] > 0; ++h) {
+                cursor_[x] = 0;
+                if (arcs_.next(
+                        x, cursor_[x], work, levels_.row(h), [&](int32_t y) { return height_[y] == h; }, arc))
+                    return h;
+            }
+            cursor_[x] = 0;
+            return int32_t(n_ - 1);
+        } else {
+            int32_t lowest = int32_t(n_ - 1);
             int64_t cursor = 0;
             arcs_.next(
-                x, cursor, work,
+                x, cursor, work, nullptr,
                 [&](int32_t y) {
                     lowest = std::min(lowest, height_[y]);
                     return false;
                 },
                 arc);
-            const int32_t old = height_[x];
             cursor_[x] = 0;
-            if (--count_[old] == 0) {  // gap: nothing above can reach a sink any more
-                height_[x] = int32_t(n_);
-                for (int64_t y = 0; y < n_; ++y)
-                    if (height_[y] > old && height_[y] < n_ && y != s) {
-                        --count_[height_[y]];
-                        height_[y] = int32_t(n_);
-                    }
-                return;
-            }
-            height_[x] = std::min<int32_t>(lowest + 1, int32_t(n_));
-            if (height_[x] < n_) ++count_[height_[x]];
+            return lowest;
         }
-        if (excess_[x] > 0 && height_[x] < n_) activate(x);
+    }
+
+    void move(int64_t x, int32_t height) {
+        if (height_[x] < n_) {
+            --count_[height_[x]];
+            if constexpr (Arcs::kBits) levels_.drop(x, height_[x]);
+        }
+        height_[x] = height;
+        if (height < n_) {
+            ++count_[height];
+            if constexpr (Arcs::kBits) levels_.put(x, height);
+        }
     }
 
     // Heights become distances to the sinks, by breadth-first search against the residual arcs.
@@ -128,21 +159,19 @@ private:
         height_.assign(n_, far);
         count_.assign(n_ + 1, 0);
         queue_.clear();
+        if constexpr (Arcs::kBits) levels_.clear(), fresh_.fill(), fresh_.drop(s);
+        auto reach = [&](int64_t x, int32_t height) {
+            move(x, height);
+            queue_.push_back(int32_t(x));
+            if constexpr (Arcs::kBits) fresh_.drop(x);
+        };
         for (int64_t x = 0; x < n_; ++x)
-            if (sink(int32_t(x))) {
-                height_[x] = 0;
-                queue_.push_back(int32_t(x));
-            }
-        count_[0] = int64_t(queue_.size());
+            if (sink(int32_t(x))) reach(x, 0);
         for (size_t head = 0; head < queue_.size(); ++head) {
             if ((head & 63) == 0) poll_.check();
             const int64_t y = queue_[head];
-            arcs_.for_each_into(y, work, [&](int32_t x) {
-                if (height_[x] == far && x != s) {
-                    height_[x] = height_[y] + 1;
-                    ++count_[height_[x]];
-                    queue_.push_back(x);
-                }
+            arcs_.for_each_into(y, work, fresh_.data(), [&](int32_t x) {
+                if (height_[x] == far && x != s) reach(x, height_[y] + 1);
             });
         }
         for (auto& bucket : active_) bucket.clear();
@@ -155,10 +184,11 @@ private:
     }
 
     Arcs& arcs_;
-    Journal<Arcs> journal_;
     Poll& poll_;
     int64_t n_;
     std::vector<int32_t> height_;
+    Bits fresh_{0};     // not yet reached by the global relabelling
+    Levels levels_{0};  // by height, below n
     std::vector<int64_t> cursor_, excess_, count_;
     std::vector<std::vector<int32_t>> active_;
     int64_t top_ = -1;

@@ -4,9 +4,10 @@
 #include <vector>
 
 #include "core/augment.hpp"
+#include "core/block_arcs.hpp"
+#include "core/csr_arcs.hpp"
 #include "core/degrees.hpp"
 #include "core/push_relabel.hpp"
-#include "core/residual.hpp"
 
 namespace modcut {
 
@@ -61,7 +62,7 @@ struct Cut {
 // automatic: augment, which is all that most flows of a cut tree need, and push-relabel where that turns out long.
 enum class FlowKind : uint8_t { automatic, augment, push_relabel };
 #if !defined(MODCUT_AUGMENT_PASSES)
-#define MODCUT_AUGMENT_PASSES 8  // over all arcs, before push-relabel takes over; csrc/tests also runs with 0
+#define MODCUT_AUGMENT_PASSES 1  // times the patience of the network; csrc/tests also runs with 0
 #endif
 
 // Flows on one network at a given rounding.
@@ -81,12 +82,11 @@ public:
     void use(const Rounding& rounding) {
         arcs.fill(rounding);
         rounding_ = rounding;
-        fills += 1;
     }
     const Rounding& rounding() const { return rounding_; }
 
     // Strength of x in the rounded network (at rest).
-    int64_t strength(int64_t x) const { return arcs.strength(x); }
+    int64_t strength(int64_t x) { return arcs.strength(x); }
 
     // A minimum cut between s and the sinks (t among them) in the rounded network; {s} as soon as the flow reaches
     // `bound`, the strength of s in that network (or a little less: then `lower` is).
@@ -98,7 +98,7 @@ public:
         bool augmented = kind_ != FlowKind::push_relabel;
         if (augmented) {
             flow = kind_ == FlowKind::augment ? augment_.run(s, sink, bound)
-                                              : augment_.run(s, sink, bound, MODCUT_AUGMENT_PASSES * arcs.size());
+                                              : augment_.run(s, sink, bound, patience());
             if (flow.abandoned) {
                 augment_.rest();
                 augmented = false;
@@ -138,7 +138,7 @@ public:
             int e;
             std::frexp(injected, &e);
             use({60 - e, clip, false});
-            Cut c = cut(s, t, [t](int32_t y) { return y == t; }, strength(s));
+            Cut c = cut(s, t, OneSink{int32_t(t)}, strength(s));
             ++refined;
             const bool progress = c.lower > best.lower || c.upper.value < best.upper.value;
             const double lower = std::max(best.lower, c.lower);
@@ -148,13 +148,14 @@ public:
         }
     }
 
-    int64_t work() const { return augment_.work + preflow_.work + fills * arcs.size(); }
+    int64_t work() const { return augment_.work + preflow_.work + arcs.made_entries; }
     int64_t phases() const { return augment_.phases + preflow_.phases; }
     std::vector<uint8_t>& mark() { return mark_; }
 
-    int64_t flows = 0, refined = 0, fills = 0, fallbacks = 0;
+    int64_t flows = 0, refined = 0, fallbacks = 0;
 
 private:
+    int64_t patience() const { return int64_t(MODCUT_AUGMENT_PASSES * Arcs::kPatience * double(arcs.size())); }
     CutValue of_vertex(int64_t x) const { return {deg_.d[x], g_.integral ? deg_.di[x] : 0}; }
 
     // Rounding may prefer a large cut to an equal single vertex: prefer the vertex.
@@ -217,7 +218,7 @@ FlowReport st_cut(const GraphView& g, const Degrees& deg, int64_t s, int64_t t, 
     cut.upper = {deg.d[a], g.integral ? deg.di[a] : 0};
     if (deg.d[a] > 0) {
         solver.use(rounding_for(g, deg.d[a]));
-        cut = solver.cut(a, b, [b](int32_t y) { return y == b; }, solver.strength(a));
+        cut = solver.cut(a, b, OneSink{int32_t(b)}, solver.strength(a));
         solver.refine(a, b, g.n, cut);
     }
     for (int64_t x = 0; x < g.n; ++x) side[x] = cut.shape == Shape::all_but_target;
