@@ -111,40 +111,54 @@ private:
             const int32_t next_level = level_[x] + 1;
             const bool last = next_level == sink_level_;
             Arc arc;
+            if (!last && arcs_.next(
+                             x, cursor_[x], work, levels_.row(next_level),
+                             [&](int32_t y) { return stamp_[y] == epoch_ && level_[y] == next_level; }, arc)) {
+                path_.push_back({x, arc});
+                x = arc.target;
+                continue;
+            }
+            if (last) {  // into all the sinks of x at once, then once along the path
+                int64_t room = bound - flow.value;
+                for (auto& step : path_) room = std::min(room, arcs_.residual(step.arc));
+                const int64_t total = room - into_sinks(x, sink, room);
+                flow.value += total;
+                size_t keep = path_.size();
+                for (size_t i = path_.size(); i-- > 0 && total > 0;) {
+                    arcs_.push(path_[i].arc, total);
+                    if (arcs_.residual(path_[i].arc) == 0) keep = i;
+                }
+                if (flow.value == bound) return;
+                if (keep < path_.size()) {
+                    x = path_[keep].from;
+                    path_.resize(keep);
+                    continue;
+                }
+            }
+            if (path_.empty()) return;
+            stamp_[x] = epoch_ - 1;  // a dead end: out of this phase's levels
+            if constexpr (Arcs::kBits) levels_.drop(x, level_[x]);
+            x = path_.back().from;
+            path_.pop_back();
+        }
+    }
+
+    // Sends up to `room` from x to sinks beside it; returns what is left of it.
+    template <class Sink>
+    int64_t into_sinks(int64_t x, Sink&& sink, int64_t room) {
+        Arc arc;
+        while (room > 0) {
             bool found;
-            if (!last)
-                found = arcs_.next(
-                    x, cursor_[x], work, levels_.row(next_level),
-                    [&](int32_t y) { return stamp_[y] == epoch_ && level_[y] == next_level; }, arc);
-            else if constexpr (kOne<Sink>)
+            if constexpr (kOne<Sink>)
                 found = arcs_.find(x, sink.vertex, work, arc);
             else
                 found = arcs_.next(x, cursor_[x], work, nullptr, sink, arc);
-            if (found) {
-                path_.push_back({x, arc});
-                if (!last) {
-                    x = arc.target;
-                    continue;
-                }
-                int64_t amount = bound - flow.value;
-                for (auto& step : path_) amount = std::min(amount, arcs_.residual(step.arc));
-                size_t keep = path_.size();
-                for (size_t i = path_.size(); i-- > 0;) {
-                    arcs_.push(path_[i].arc, amount);
-                    if (arcs_.residual(path_[i].arc) == 0) keep = i;
-                }
-                flow.value += amount;
-                if (flow.value == bound) return;
-                x = path_[keep].from;
-                path_.resize(keep);
-            } else {
-                if (path_.empty()) return;
-                stamp_[x] = epoch_ - 1;  // a dead end: out of this phase's levels
-                if constexpr (Arcs::kBits) levels_.drop(x, level_[x]);
-                x = path_.back().from;
-                path_.pop_back();
-            }
+            if (!found) break;
+            const int64_t amount = std::min(room, arcs_.residual(arc));
+            arcs_.push(arc, amount);
+            room -= amount;
         }
+        return room;
     }
 
     void visit(int64_t x, int32_t level) {

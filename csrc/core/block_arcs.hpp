@@ -150,10 +150,9 @@ public:
     }
 
     int64_t residual(const Arc& a) {
-        if (!made(a.segment) && made(a.back_segment)) {  // without a look at the notes
-            const Segment& back = segments_[a.back_segment];
-            return 2 * capacity(back, a.back_index) - r_[back.base + a.back_index];
-        }
+        if (made(a.segment)) return r_[state_[a.segment].base + a.index];
+        if (made(a.back_segment))  // without a look at the notes
+            return 2 * capacity(segments_[a.back_segment], a.back_index) - r_[state_[a.back_segment].base + a.back_index];
         return at(a.segment, a.index);
     }
 
