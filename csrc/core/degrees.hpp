@@ -123,6 +123,12 @@ void degrees_of(Team& team, const GraphView& g, std::vector<Sum>& sum, std::vect
     }
 }
 
+inline int64_t slots(const GraphView& g) {
+    int64_t out = g.has_csr ? g.csr.nnz : 0;
+    for (const BlockView& b : g.blocks) out += b.rows * b.cols * (b.symmetric ? 1 : 2);
+    return out;
+}
+
 inline Degrees degrees(const GraphView& g, int threads) {
     std::vector<Sum> sum(g.n);
     std::vector<__int128> isum(g.integral ? g.n : 0);
@@ -154,8 +160,7 @@ inline Degrees degrees(const GraphView& g, int threads) {
     if (!(out.total <= std::numeric_limits<double>::max()))
         throw InputError("float capacities are too large: their sum overflows float64; scale them down");
     for (int64_t c : nnz) out.nonzero += c;
-    for (const BlockView& b : g.blocks) out.slots += b.rows * b.cols * (b.symmetric ? 1 : 2);
-    if (g.has_csr) out.slots += g.csr.nnz;
+    out.slots = slots(g);
     return out;
 }
 

@@ -9,8 +9,7 @@
 namespace modcut::cpu {
 
 FlowReport max_flow(const GraphView& g, int64_t s, int64_t t, uint8_t* side, const Settings& settings, Poll& poll) {
-    check_structure(g);
-    const Degrees deg = degrees(g, settings.threads);
+    const Degrees deg = cut_ends(g, s, t, settings.threads);
     if (prefers_csr(g, deg, settings.representation)) return st_cut<CsrArcs>(g, deg, s, t, side, settings.kind, poll);
     return st_cut<BlockArcs>(g, deg, s, t, side, settings.kind, poll);
 }
