@@ -1,9 +1,9 @@
 // Maximum flow by blocking flows (Dinic 1970) from one source to a set of sinks, touching only what the flow reaches.
 //
 // In a cut tree most flows end at their bound (the strength of the source) two or three arcs away from it, so nothing
-// here is proportional to n: levels carry the number of the phase, residuals are undone from what the network noted. Cost of one
-// flow: O(phases * arcs reached + paths * length), at worst O(n^2 m): far from its bound, or over many phases, it gives
-// up after `budget` arcs, and PushRelabel starts afresh.
+// here is proportional to n: levels carry the number of the phase, residuals are undone from what the network noted.
+// Cost of one flow: O(phases * arcs reached + paths * length), at worst O(n^2 m): far from its bound, or over many
+// phases, it gives up after `budget` arcs, and PushRelabel starts afresh.
 #pragma once
 #include <cstdint>
 #include <limits>

@@ -131,8 +131,8 @@ public:
                 ++work;
                 const int64_t j = x - seg.target;
                 // What is left into y is twice the capacity less what is left out of y: it stands in y's own row.
-                const int64_t open = made(k) ? 2 * capacity(seg, j) - r_[seg.base + j]
-                                             : at(int32_t(seg.reverse + j), seg.position);
+                const int64_t open =
+                    made(k) ? 2 * capacity(seg, j) - r_[seg.base + j] : at(int32_t(seg.reverse + j), seg.position);
                 if (open > 0) f(int32_t(x));
                 return false;
             });
@@ -152,7 +152,8 @@ public:
     int64_t residual(const Arc& a) {
         if (made(a.segment)) return r_[state_[a.segment].base + a.index];
         if (made(a.back_segment))  // without a look at the notes
-            return 2 * capacity(segments_[a.back_segment], a.back_index) - r_[state_[a.back_segment].base + a.back_index];
+            return 2 * capacity(segments_[a.back_segment], a.back_index) -
+                   r_[state_[a.back_segment].base + a.back_index];
         return at(a.segment, a.index);
     }
 
@@ -184,7 +185,7 @@ private:
         bool column;
     };
     struct State {
-        int64_t base = 0;  // as in the segment
+        int64_t base = 0;   // as in the segment
         int32_t note = -1;  // newest change (times 2, plus its end) that is not yet in the residuals
         uint32_t epoch = 0;
         int32_t looked = 0;  // weights and notes read while it is not made
@@ -252,7 +253,8 @@ private:
         int64_t* row = r_.get() + seg.base;
         with_scalar(b.type, b.data, [&](auto* data) {
             if (seg.column) {
-                for (int64_t j = 0; j < seg.length; ++j) row[j] = rounded(data[j * b.stride + seg.position], scale_, clip_);
+                for (int64_t j = 0; j < seg.length; ++j)
+                    row[j] = rounded(data[j * b.stride + seg.position], scale_, clip_);
             } else {
                 auto* given = data + seg.position * b.stride;
                 for (int64_t j = 0; j < seg.length; ++j) row[j] = rounded(given[j], scale_, clip_);

@@ -76,9 +76,7 @@ struct Reading {
     int64_t nonzero = 0;  // stored entries, both directions
     double total = 0;     // of floats, about; to see whether the sum overflows
     __int128 integers = 0;
-    void add(const Reading& o) {
-        fault |= o.fault, nonzero += o.nonzero, total += o.total, integers += o.integers;
-    }
+    void add(const Reading& o) { fault |= o.fault, nonzero += o.nonzero, total += o.total, integers += o.integers; }
 };
 
 template <class T>
@@ -205,7 +203,7 @@ inline void check_structure(const GraphView& g, int threads = 1) {
 // Checks everything in one reading; the strengths of s and t, and zeros for the others.
 inline Degrees cut_ends(const GraphView& g, int64_t s, int64_t t, int threads) {
     const detail::Reading r = detail::read_graph<true>(g, threads);
-    if (r.fault || r.integers > detail::kIntLimit || !(r.total <= std::numeric_limits<double>::max())) {
+    if (r.fault || r.integers >= detail::kIntLimit || !(r.total <= std::numeric_limits<double>::max())) {
         detail::find_fault(g);
         return degrees(g, threads);  // says which value is bad; there may be none, as loops do not count
     }

@@ -68,8 +68,7 @@ public:
     bool find(int64_t x, int64_t y, int64_t& work, Arc& out) const {
         auto a = arcs_.begin() + first_[x];
         const auto end = arcs_.begin() + first_[x + 1];
-        if (sorted_)
-            a = std::lower_bound(a, end, y, [](const Entry& e, int64_t v) { return e.target < v; });
+        if (sorted_) a = std::lower_bound(a, end, y, [](const Entry& e, int64_t v) { return e.target < v; });
         for (work += 4; a != end && (a->target == y || !sorted_); ++a, ++work)
             if (a->target == y && r_[a - arcs_.begin()] > 0) {
                 out = {a - arcs_.begin(), int32_t(y)};

@@ -146,7 +146,7 @@ inline Degrees degrees(const GraphView& g, int threads) {
     for (int64_t x = 0; x < g.n; ++x) {
         if (g.integral) {
             itotal += isum[x];
-            if (itotal > detail::kIntLimit)
+            if (itotal >= detail::kIntLimit)
                 throw InputError(
                     "integer capacities are too large: their sum (each edge counted twice) must stay below 2^60");
             out.di[x] = int64_t(isum[x]);

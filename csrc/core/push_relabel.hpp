@@ -118,8 +118,7 @@ private:
             // No level between the lowest and the highest is empty, so the first empty one ends the search.
             for (int32_t h = height_[x]; h < n_ - 1 && count_[h] > 0; ++h) {
                 cursor_[x] = 0;
-                if (arcs_.next(
-                        x, cursor_[x], work, levels_.row(h), [&](int32_t y) { return height_[y] == h; }, arc))
+                if (arcs_.next(x, cursor_[x], work, levels_.row(h), [&](int32_t y) { return height_[y] == h; }, arc))
                     return h;
             }
             cursor_[x] = 0;

@@ -4,8 +4,8 @@
 // never exceed the given ones: its value is a proven lower bound on the true cut, no order of operations can change it,
 // and the algorithm ends whatever the scales are. The upper bound is re-summed from the given weights afterwards.
 //
-// An undirected edge {x, y} of capacity c is a pair of arcs with r(x,y) + r(y,x) = 2c, c each at rest. A network offers,
-// beside its size(), for the flow algorithms:
+// An undirected edge {x, y} of capacity c is a pair of arcs with r(x,y) + r(y,x) = 2c, c each at rest. A network
+// offers, beside its size(), for the flow algorithms:
 //     fill(rounding)                    new capacities; the network must be at rest
 //     strength(x)                       sum of the capacities at x
 //     next(x, cursor, work, bits, want, arc)   the first arc of x at or after the cursor with residual capacity whose

@@ -95,14 +95,20 @@ public:
         Cut out;
         ++flows;
         Flow flow;
-        bool augmented = kind_ != FlowKind::push_relabel;
+        // After a wrong guess the next ones are less likely to be right: the first choice is given up for 1, 2, 4 .. 64
+        // flows.
+        bool augmented = kind_ != FlowKind::push_relabel && waiting_ == 0;
+        if (waiting_ > 0) --waiting_;
         if (augmented) {
-            flow = kind_ == FlowKind::augment ? augment_.run(s, sink, bound)
-                                              : augment_.run(s, sink, bound, patience());
+            flow = kind_ == FlowKind::augment ? augment_.run(s, sink, bound) : augment_.run(s, sink, bound, patience());
             if (flow.abandoned) {
                 augment_.rest();
                 augmented = false;
                 ++fallbacks;
+                wait_ = std::min<int64_t>(64, std::max<int64_t>(1, 2 * wait_));
+                waiting_ = wait_;
+            } else {
+                wait_ = 0;
             }
         }
         if (!augmented) flow = preflow_.run(s, sink, bound);
@@ -155,7 +161,10 @@ public:
     int64_t flows = 0, refined = 0, fallbacks = 0;
 
 private:
-    int64_t patience() const { return int64_t(MODCUT_AUGMENT_PASSES * Arcs::kPatience * double(arcs.size())); }
+    // Arcs that augment may look at: some per vertex on small graphs, a share of all on large ones.
+    int64_t patience() const {
+        return int64_t(MODCUT_AUGMENT_PASSES * (16.0 * double(g_.n) + Arcs::kPatience * double(arcs.size())));
+    }
     CutValue of_vertex(int64_t x) const { return {deg_.d[x], g_.integral ? deg_.di[x] : 0}; }
 
     // Rounding may prefer a large cut to an equal single vertex: prefer the vertex.
@@ -182,6 +191,7 @@ private:
     PushRelabel<Arcs> preflow_;
     std::vector<uint8_t> mark_;
     Rounding rounding_;
+    int64_t wait_ = 0, waiting_ = 0;
 };
 
 // Compressed rows pay where most slots of the blocks are empty.

@@ -159,6 +159,39 @@ def problem(g: Any, *, bipartite: bool = False, symmetrize: bool = False) -> Pro
     return result
 
 
+def unread(g: Any, *, bipartite: bool = False) -> Problem | None:
+    """Return ``g`` with its entries unchecked, for a call of the engine that checks them as it reads them; one reading.
+
+    None where :func:`problem` has to look at the entries or the order of rows first. What the engine refuses is for
+    :func:`problem` to name, or to mend where rows and columns differ by rounding.
+    """
+    if isinstance(g, torch.nn.Module):
+        return None
+    if is_weight_graph(g):
+        if bipartite:
+            return None
+        blocks = tuple(iter_blocks(g, read=False))
+        dtype = _common_dtype([b.values.dtype for b in blocks])
+        return Problem(int(g.n), dtype, _as_dtype(blocks, dtype))
+    if sp.issparse(g):
+        rows, cols = g.shape if g.ndim == 2 else (0, 1)
+        plain = g.format == "csr" and rows == cols and not bipartite and g.dtype.kind in "if"
+        if not plain or not all(x.flags.writeable for x in (g.indptr, g.indices, g.data)):
+            return None
+        data = g.data.astype(np.int64 if g.dtype.kind == "i" else np.float64, copy=False)
+        rows_of = sp.csr_array((data, g.indices, g.indptr), shape=g.shape)
+        return Problem(rows, torch.int64 if g.dtype.kind == "i" else torch.float64, (), rows_of)
+    w = as_matrix(g)
+    if not isinstance(w, Tensor) or w.ndim != 2:
+        return None
+    rows, cols = w.shape
+    if bipartite:
+        return Problem(rows + cols, w.dtype, (DenseBlock(_rows_contiguous(w), 0, rows, False),))
+    if rows != cols:
+        return None
+    return Problem(rows, w.dtype, (DenseBlock(_rows_contiguous(w, symmetric=True), 0, 0, True),))
+
+
 def is_weight_graph(g: Any) -> bool:
     """Whether ``g`` is a :class:`modcut.WeightGraph` (told by its shape: the class lies above this layer)."""
     return hasattr(g, "capacities") and hasattr(g, "spaces")
@@ -175,19 +208,24 @@ def sparse_rows(g: Any) -> sp.csr_array:
     return rows.astype(np.int64)
 
 
-def iter_blocks(g: Any) -> Iterator[DenseBlock]:
-    """Yield the checked blocks of a weight graph one at a time, so that a pass over a large model holds one block."""
+def iter_blocks(g: Any, read: bool = True) -> Iterator[DenseBlock]:
+    """Yield the checked blocks of a weight graph one at a time, so that a pass over a large model holds one block.
+
+    ``read=False`` leaves the entries to the engine, except where two of them add up.
+    """
     for block, capacity in g.capacities():
         where = f"the capacities of block {block.source!r} ({block.rows.name} x {block.cols.name})"
         c = host(capacity, where)
         shape = (block.rows.size, block.cols.size)
         if tuple(c.shape) != shape:
             raise ValueError(f"{where} must have shape {list(shape)}, got {list(c.shape)}")
-        _check_entries(c, where)
         symmetric = bool(block.symmetric)
+        own = block.rows.offset == block.cols.offset
+        if read or (own and not symmetric):
+            _check_entries(c, where)
         if symmetric:
-            c = _check_symmetric(c, where, hint="")
-        elif block.rows.offset == block.cols.offset:
+            c = _check_symmetric(c, where, hint="") if read else c
+        elif own:
             # A map of a space into itself: [i, j] and [j, i] are two weights of one pair, and they add up.
             c, symmetric = c + c.T, True
         yield DenseBlock(_rows_contiguous(c, symmetric), block.rows.offset, block.cols.offset, symmetric)

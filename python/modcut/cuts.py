@@ -10,8 +10,8 @@ of the cut, and comes with a proven lower bound; ``exact`` means that the two me
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from modcut._arrays import as_labels, vertex
 from modcut._engine import lightest, solve, tree_of
 from modcut._isolate import isolate
-from modcut._problem import is_weight_graph, iter_blocks, merged, problem
+from modcut._problem import Problem, is_weight_graph, iter_blocks, merged, problem, unread
 from modcut._recertify import recertified
 from modcut.tree import Cut, CutTree
 
@@ -34,6 +34,8 @@ __all__ = [
     "quotient_tree",
     "recertify",
 ]
+
+_T = TypeVar("_T")
 
 
 def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
@@ -56,7 +58,7 @@ def max_flow(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: boo
         TypeError, ValueError: see :func:`modcut._problem.problem`; s == t; no such vertex.
         RuntimeError: the compiled engine is missing.
     """
-    return solve(problem(g, bipartite=bipartite, symmetrize=symmetrize), s, t, threads)
+    return _read_once(g, lambda p: solve(p, s, t, threads), bipartite, symmetrize)
 
 
 def min_cut(g: Any, s: int, t: int, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:
@@ -222,6 +224,17 @@ def quotient_tree(
     Its cuts keep modules whole: the interfaces between groups of modules, over all routes and not only direct edges.
     """
     return tree_of(problem(_quotient(g, labels, k, bipartite, symmetrize)), True, threads, 0, 0.0)
+
+
+def _read_once(g: Any, use: Callable[[Problem], _T], bipartite: bool, symmetrize: bool) -> _T:
+    """Return ``use`` of the graph, checked by the engine as it reads it; where it refuses, checked and mended first."""
+    try:
+        p = None if symmetrize else unread(g, bipartite=bipartite)
+        if p is not None:
+            return use(p)
+    except (TypeError, ValueError):
+        pass  # problem() names what is wrong with the graph, and use() anything else, once more
+    return use(problem(g, bipartite=bipartite, symmetrize=symmetrize))
 
 
 def _quotient(g: Any, labels: Any, k: int | None, bipartite: bool, symmetrize: bool) -> Tensor:
