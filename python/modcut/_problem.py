@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -174,6 +174,7 @@ def unread(g: Any, *, bipartite: bool = False) -> Problem | None:
         dtype = _common_dtype([b.values.dtype for b in blocks])
         return Problem(int(g.n), dtype, _as_dtype(blocks, dtype))
     if sp.issparse(g):
+        g = cast(Any, g)  # SciPy's type of "any sparse" has no attributes
         rows, cols = g.shape if g.ndim == 2 else (0, 1)
         plain = g.format == "csr" and rows == cols and not bipartite and g.dtype.kind in "if"
         if not plain or not all(x.flags.writeable for x in (g.indptr, g.indices, g.data)):
