@@ -168,7 +168,7 @@ def unread(g: Any, *, bipartite: bool = False) -> Problem | None:
     if isinstance(g, torch.nn.Module):
         return None
     if is_weight_graph(g):
-        if bipartite:
+        if bipartite or any(b.weight.is_sparse for b in g.blocks):
             return None
         blocks = tuple(iter_blocks(g, read=False))
         dtype = _common_dtype([b.values.dtype for b in blocks])
