@@ -164,7 +164,7 @@ def test_cards_survive_saving(cards: ModuleCards, tmp_path: Path) -> None:
 
 
 def test_cards_hold_only_numbers_that_json_knows(cards: ModuleCards) -> None:
-    json.dumps(cards.to_dict(), allow_nan=False)
+    assert json.loads(json.dumps(cards.to_dict(), allow_nan=False)) == cards.to_dict()
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"format": "modcut cards", "version": 99}', "not json", '"x"'])
