@@ -125,13 +125,27 @@ private:
             a = root(a), b = root(b);
             into[std::max(a, b)] = std::min(a, b);
         };
+        // The next vertex: from a heap, or, where most pairs are edges, by looking at all (a heap would take every
+        // edge).
+        const bool all = first_[n_] > n_ * n_ / 16;
+        auto next = [&]() -> int32_t {
+            if (all) {
+                int32_t x = -1;
+                for (int64_t y = 0; y < n_; ++y)
+                    if (!done[y] && (x < 0 || r[y] > r[x])) x = int32_t(y);
+                return x >= 0 && r[x] == 0 && x != 0 ? -1 : x;
+            }
+            while (!queue.empty()) {
+                const auto [key, x] = queue.top();
+                queue.pop();
+                if (!done[x] && key == r[x]) return x;
+            }
+            return -1;
+        };
         int32_t before = -1, last = -1;
         int64_t count = 0;
         queue.push({0, 0});
-        while (!queue.empty()) {
-            const auto [key, x] = queue.top();
-            queue.pop();
-            if (done[x] || key < r[x]) continue;
+        for (int32_t x = next(); x >= 0; x = next()) {
             if ((count & 255) == 0) poll_.check();
             done[x] = 1;
             ++count;
@@ -139,10 +153,10 @@ private:
             for (int64_t a = first_[x]; a < first_[x + 1]; ++a) {
                 const int32_t y = to_[a];
                 if (done[y]) continue;
-                const bool queued = r[y] > 0 && r[y] >= best_;
+                const bool full = r[y] >= best_;
                 r[y] = std::min(r[y] + cap_[a], best_);
                 if (r[y] >= best_) join(x, y);
-                if (!queued) queue.push({r[y], y});
+                if (!all && !full) queue.push({r[y], y});
             }
         }
         work += first_[n_];

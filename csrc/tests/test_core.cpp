@@ -265,6 +265,19 @@ void small_graphs_match_all_subsets(int rounds) {
         }
         for (Graph& g : dresses) {
             const Matrix& best = g.n == n && g.w == w ? truth : brute(g.w);
+            {
+                double least = best[1][0];
+                for (int64_t u = 0; u < g.n; ++u)
+                    for (int64_t v = 0; v < u; ++v) least = std::min(least, best[u][v]);
+                std::vector<uint8_t> side(g.n);
+                Poll poll;
+                const GlobalReport r = cpu::global_cut(g.view, side.data(), {}, poll);
+                const int64_t count = std::count(side.begin(), side.end(), uint8_t(1));
+                CLAIM(close(r.value.value, least) && r.exact && r.lower <= r.value.value,
+                      "global_cut is the minimum over pairs", "kind " + std::to_string(kind));
+                CLAIM(count > 0 && count < g.n && close(cut_of(g.w, side), r.value.value),
+                      "its side has the value's capacity", "kind " + std::to_string(kind));
+            }
             for (const cpu::Settings& s : all_settings()) {
                 if (g.view.has_csr && s.representation == 1) continue;
                 const std::string what =
