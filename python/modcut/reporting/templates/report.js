@@ -113,7 +113,7 @@
     const label = make("svg:text", { class: "name", "text-anchor": "middle" }, short(n.title || (group ? nameOf(n) : ""), 26));
     const g = make(
       "svg:g",
-      { class: group ? "node group" : `node leaf m${n.module}`, role: "button", tabindex: "-1", "data-id": n.id },
+      { class: group ? `node group${n.parent === undefined ? "" : " deep"}` : `node leaf m${n.module}`, role: "button", tabindex: "-1", "data-id": n.id },
       make("svg:circle", { cx: n.x, cy: n.y }),
       group ? null : make("svg:text", { class: "number", x: n.x, y: n.y, dy: ".36em", "text-anchor": "middle" }, String(n.module)),
       label,
