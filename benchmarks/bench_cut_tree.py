@@ -210,9 +210,13 @@ def child(name: str, seed: int, repeat: int, seconds: float) -> dict[str, Any]:
     ):
         if key == "flows only" and is_net:
             continue  # tens of thousands of flows over 85 million edges: hours
-        try:
+
+        def call(how: dict[str, Any] = how) -> modcut.CutTree:
             with limit(seconds):
-                ours[key], tree_now = best_of(repeat, lambda how=how: modcut.gomory_hu_tree(g, **how))
+                return modcut.gomory_hu_tree(g, **how)
+
+        try:
+            ours[key], tree_now = best_of(repeat, call)
         except TimeoutError as error:
             ours[key] = str(error)
             continue
