@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 GROUPED = 5
 _SMALL, _LARGE = 15.0, 46.0
 _PAD = 16.0
+# Width and height of the smallest map.
+_LEAST = (560.0, 300.0)
 LINKED = (
     "Groups join modules by the strength between them, divided by the root of the product of their volumes (average "
     "linkage); they were not scored."
@@ -111,14 +113,13 @@ def build(
 
 
 def _extent(nodes: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom, with room for names; two modules alone do not fill the page."""
     if not nodes:
-        return 0.0, 0.0, 1.0, 1.0
-    return (
-        min(n["x"] - n["r"] for n in nodes) - 12,
-        min(n["y"] - n["r"] for n in nodes) - 12,
-        max(n["x"] + n["r"] for n in nodes) + 12,
-        max(n["y"] + n["r"] for n in nodes) + 28,
-    )
+        return 0.0, 0.0, *_LEAST
+    left, right = min(n["x"] - n["r"] for n in nodes) - 12, max(n["x"] + n["r"] for n in nodes) + 12
+    top, low = min(n["y"] - n["r"] for n in nodes) - 12, max(n["y"] + n["r"] for n in nodes) + 28
+    x, y = max(0.0, _LEAST[0] - right + left) / 2, max(0.0, _LEAST[1] - low + top) / 2
+    return left - x, top - y, right + x, low + y
 
 
 def _order(nodes: Mapping[str, Mapping[str, Any]], roots: Sequence[str]) -> list[str]:
