@@ -49,10 +49,10 @@ def module_code(model: nn.Module, P: Partition, i: int, *, max_weights: int = MA
     """Return a module of a small feed-forward net as Python source that needs NumPy only.
 
     The source defines ``module(x, incoming=None) -> dict``. ``x`` is the model's input, float [..., features]
-    (flattened behind the batch axis); ``incoming[name]`` [..., units] is what units of
-    other modules add to the module's units in the linear layer ``name`` (0 where left out); the result holds, by layer, the values of the module's units
-    [..., units], in the order of the comment above each layer. With the true ``incoming`` they equal the model's
-    (tests: to 1e-5); without, those of the model whose cross-module weights are deleted.
+    (flattened behind the batch axis); ``incoming[name]`` [..., units] is what units of other modules add to the
+    module's units in the linear layer ``name`` (0 where left out); the result holds, by layer, the values of the
+    module's units [..., units], in the order of the comment above each layer. With the true ``incoming`` they equal the
+    model's (tests: to 1e-5); without, those of the model whose cross-module weights are deleted.
 
     Supported: Linear, ReLU, GELU, SiLU, Tanh, Sigmoid, additions of values on the same units, Flatten, Identity and
     Dropout (as in evaluation mode). Weights that are exactly 0 are left out; all others are written so that

@@ -68,13 +68,13 @@ def group_evidence(
         total, windows, _ = merged.use(None, selection=False)
         whole = total.sum(-1)
         shares = [float(total[r, 0] / whole[r]) if whole[r] > 0 else None for r in range(len(total))]
-        own, held = signature(merged, 0, 0), [w for w in merged.sample if not w.selection]
+        own, sample = signature(merged, 0, 0), merged.sample
         others = [signature(merged, r, 0) for r in range(1, controls + 1)]
         scores = {}
         for name, pairs_of, value_of in (("detection", detection, pooled), ("simulation", simulation, correlation)):
-            random = [value_of(pairs_of(held, r, 0, s)) for r, s in enumerate(others, start=1)]
-            shuffled = [value_of(pairs_of(held, 0, 0, signature(merged, 0, 1)))]
-            scores[name] = row(f"{name} of the group", pairs_of(held, 0, 0, own), value_of, shuffled, random, seed)
+            random = [value_of(pairs_of(sample, r, 0, s)) for r, s in enumerate(others, start=1)]
+            shuffled = [value_of(pairs_of(sample, 0, 0, signature(merged, 0, 1)))]
+            scores[name] = row(f"{name} of the group", pairs_of(sample, 0, 0, own), value_of, shuffled, random, seed)
         leaving = float(both[np.ix_(modules, rest)].sum())
         inside = float(both[np.ix_(modules, modules)].sum())
         volume = leaving + inside

@@ -14,8 +14,6 @@ from modcut.reading.effects import rank_p
 from modcut.reading.sketch import Sketch, Window, of_windows
 from modcut.reading.sketch import shares as shares
 
-# A position counts as "used" where the module's share is in the highest tenth: what a reader of a card expects to see.
-QUANTILE = 0.9
 # A token seen once says little: its share is pulled towards the module's mean with the weight of this many positions.
 PRIOR = 3.0
 LISTED = 24
@@ -97,20 +95,44 @@ def signature(source: Sketch | Sequence[Window], draw: int, module: int) -> Sign
     return Signature(features=top, weights=slope[top], mean=mean[top], std=std[top])
 
 
+def split(values: NDArray[np.float64]) -> float:
+    """Return the value that splits numbers into two groups of the smallest variance inside them (Otsu 1979).
+
+    Args:
+        values: [n], at least one.
+
+    Returns:
+        A number; values above it are the upper group. Where all are equal, that value. O(n log n).
+    """
+    y = np.sort(values)
+    n, total = len(y), np.cumsum(y)
+    low = np.arange(1, n)
+    if n < 2 or y[0] == y[-1]:
+        return float(y[-1])
+    means = total[:-1] / low - (total[-1] - total[:-1]) / (n - low)
+    between = np.where(y[1:] > y[:-1], low * (n - low) * means**2, -1.0)  # only between different values
+    at = int(np.argmax(between))
+    return float((y[at] + y[at + 1]) / 2)
+
+
 def detection(windows: Sequence[Window], draw: int, module: int, evidence: Signature) -> list[tuple[Any, Any]]:
-    """Return ``(predicted, used)`` per held-out window: the data of :func:`auroc` for one piece of evidence."""
-    held = [w for w in windows if not w.selection]
-    shares = [share(w.use[:, draw])[:, module] for w in held]
-    y = np.concatenate(shares)
-    if not np.isfinite(y).any():
+    """Return ``(predicted, active)`` per held-out window: the data of :func:`auroc` for one piece of evidence.
+
+    A position is active where the module's share lies above the :func:`split` of its shares on the selection windows.
+    (A fixed part, such as the highest tenth, would cut a module that is on half of the time in the middle of its on.)
+    """
+    chosen = [share(w.use[:, draw])[:, module] for w in windows if w.selection]
+    known_shares = np.concatenate(chosen) if chosen else np.empty(0)
+    known_shares = known_shares[np.isfinite(known_shares)]
+    if not len(known_shares):
         return []
-    bar = float(np.nanquantile(y, QUANTILE))
-    # Shares tie at the top in a clean module (all of them count as high) and at zero in a sparse one (none does).
-    tied_below = bar <= float(np.nanmin(y))
+    bar = split(known_shares)
     out = []
-    for w, s in zip(held, shares, strict=True):
-        known = np.isfinite(s)
-        out.append((evidence.predict(w)[known], s[known] > bar if tied_below else s[known] >= bar))
+    for w in windows:
+        if not w.selection:
+            s = share(w.use[:, draw])[:, module]
+            known = np.isfinite(s)
+            out.append((evidence.predict(w)[known], s[known] > bar))
     return out
 
 
@@ -168,7 +190,7 @@ def score_all(
     than any set of units of its size?). ``p``: rank among the random ones.
     """
     sketch = source if isinstance(source, Sketch) else of_windows(source)
-    windows = [w for w in sketch.sample if not w.selection]
+    windows = sketch.sample
     signatures = [signature(sketch, 0, i) for i in range(k)]
     scores: list[dict[str, Any]] = []
     for i in range(k):
@@ -210,7 +232,12 @@ def row(
 
 
 _KINDS = (
-    ("detection", detection, pooled, "AUROC: held-out positions in the highest tenth of the module's share of use"),
+    (
+        "detection",
+        detection,
+        pooled,
+        "AUROC: held-out positions where the module's share lies in the upper of two groups",
+    ),
     ("simulation", simulation, correlation, "correlation of the share predicted from the evidence with the real share"),
 )
 

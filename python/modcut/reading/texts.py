@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class TokenBatches:
-    """Texts as batches of tokens, read lazily and again each time it is iterated (where the source can be).
+    """Texts as batches of tokens, read lazily, and again each time it is iterated.
 
     Texts follow each other, with the tokenizer's end-of-text token between them where it has one, and are cut into
     windows of ``length`` tokens; what is left at the end, shorter than a window, is dropped. Memory: one batch.
