@@ -122,8 +122,9 @@ def page() -> str:
         "",
         "<!-- written by benchmarks/table.py from benchmarks/results/*.json: edit neither page nor figures -->",
         "modcut's time is that of the public call: input checks, cut and proof. A peer's is its solver's alone,",
-        "without building its graph. LEMON runs through `benchmarks/peers/lemon_driver.cpp`; OR-tools' trees are",
-        "Gusfield's method over its max-flow. All answers are compared, and all trees validated, before a time counts.",
+        "without building its graph. One thread: CPU seconds; two: wall seconds. LEMON runs through",
+        "`benchmarks/peers/lemon_driver.cpp`; OR-tools' trees are Gusfield's method over its max-flow. All answers are",
+        "compared, and all trees validated, before a time counts.",
         "",
     ]
     for name, title, part in (

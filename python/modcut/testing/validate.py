@@ -33,7 +33,7 @@ _CUT_TOLERANCE = 1e-12
 # Weights may exceed the minimum by the exactness contract (1e-12 and 1e-6), igraph's by its own rounding.
 _WEIGHT_TOLERANCE = {torch.int64: 0.0, torch.float64: 1e-9, torch.float32: 2e-6}
 _SLOW_LIMIT = 40
-_DIRECT_WORK = 10**9
+_DIRECT_SECONDS = 30.0  # estimated; all at once takes some 60 bytes per edge
 
 
 def validate_cut_tree(T: CutTree, g: Any, reference: CutTree | float | None = None, **how: Any) -> Validation:
@@ -98,7 +98,7 @@ def _induced_cuts(p: Problem, T: CutTree) -> tuple[Any, Any]:
     degree, size = p.degree(), T.subtree_sums(torch.ones(T.n, dtype=torch.int64))
     inner = [v for v in T.edges.tolist() if size[v] != 1]
     entries = sum(b.values.numel() for b in p.blocks) + (p.csr.nnz if p.csr is not None else 0)
-    if len(inner) * (entries + T.n) <= _DIRECT_WORK:
+    if len(inner) * (3e-9 * entries + 150e-9 * T.n) <= _DIRECT_SECONDS:
         induced = degree.clone()
         for v in inner:
             induced[v] = p.cut_value(T.side(v))
