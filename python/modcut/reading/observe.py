@@ -62,7 +62,7 @@ class Observation:
         """The measure in words."""
         if self.measure == "use":
             return f"|activation x gradient of {self.objective}|"
-        return "|activation - mean| in standard deviations (forward passes only)"
+        return "|activation| over its root mean square (forward passes only)"
 
 
 def objective_of(model: nn.Module, batch: Any, loss_fn: _batches.LossFn | None) -> tuple[_batches.LossFn, str]:

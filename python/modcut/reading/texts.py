@@ -16,7 +16,7 @@ class TokenBatches:
     windows of ``length`` tokens; what is left at the end, shorter than a window, is dropped. Memory: one batch.
 
     Args:
-        source: an iterable of texts or of rows with the text in ``column``: a list, an open file, a ``datasets.Dataset``
+        source: an iterable of texts or of rows with the text in ``column``: a list, an open file, ``datasets.Dataset``
             or ``IterableDataset``, a data frame's records, any generator (which can be read once).
         tokenizer: anything with ``encode(text) -> list of ids``.
         length: tokens per window.

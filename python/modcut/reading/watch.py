@@ -1,8 +1,9 @@
 """How much every module is used at every position of one batch, for the partition and its random controls at once.
 
 Two measures. ``use``: |activation x gradient of the loss|, summed over the module's vertices: one forward and one
-backward pass. ``activity``: distance of every activation from its mean, in standard deviations, averaged over the
-places where a vertex is read and summed over the module: one forward pass, which stops behind the last place read.
+backward pass. ``activity``: |activation| over its root mean square, averaged over the places where a
+vertex is read and summed over the module: one forward pass, which stops behind the last place read. (Not the distance
+from the mean: a unit that is off half of the time is as far from its mean when it is off as when it is on.)
 The model's own inputs and outputs are neither counted nor replaced: that an answer moves with its own score says
 nothing about its causes.
 """
@@ -20,9 +21,9 @@ from modcut.graph import interventions
 from modcut.graph.types import Tap, WeightGraph
 
 Measure = Literal["use", "activity"]
-# A unit that never fired while its mean and spread were taken would count without bound when it does.
+# A unit that never fired while its size was taken would count without bound when it does.
 FURTHEST = 10.0
-# The spread of a unit is at least this part of the median spread at its tap.
+# The size of a unit is at least this part of the median size at its tap.
 FLOOR = 0.05
 
 
@@ -40,7 +41,7 @@ class Watch:
         k: number of modules.
         measure: ``use`` or ``activity``.
         objective: the scalar whose gradient measures use.
-        calibration: batches that give means and spreads for ``activity``.
+        calibration: batches that give the root mean squares for ``activity``.
 
     Raises:
         ValueError: an unknown measure, or no vertex inside the model that a hook reaches.
@@ -64,7 +65,7 @@ class Watch:
         self.sites = list(interventions.sites(graph, interventions.reachable(graph, torch.arange(graph.n))))
         if not self.sites:
             raise ValueError("P.graph must have taps inside the model, and none is reached by a hook")
-        self._center: dict[int, tuple[Tensor, Tensor]] = {}
+        self._weight: dict[int, Tensor] = {}
         self._last: int | None = None
         if measure == "activity":
             self._calibrate(graph, calibration)
@@ -126,10 +127,10 @@ class Watch:
 
     def _activities(self, batch: Any, size: int, add: Callable[[interventions.Site, Tensor], None]) -> None:
         def visitor(n: int, site: interventions.Site) -> Callable[[Tensor], None]:
-            mean, weight = (site.along(v, torch.empty(0)) for v in self._center[n])
+            weight = site.along(self._weight[n], torch.empty(0))
 
             def visit(x: Tensor) -> None:
-                z = (x.detach().float() - mean.to(x.device)).abs_() * weight.to(x.device).abs()
+                z = x.detach().float().abs() * weight.to(x.device)
                 add(site, z.minimum(self._most(n, site, x.device)))
                 if n == self._last:
                     raise _Done
@@ -138,7 +139,7 @@ class Watch:
 
         handles = []
         try:
-            for n in self._center:
+            for n in self._weight:
                 handles.append(interventions.hook_tap(self.model, self.sites[n].tap, visitor(n, self.sites[n])))
             with torch.no_grad():
                 _batches.forward(self.model, batch)
@@ -152,7 +153,7 @@ class Watch:
         return site.along(FURTHEST * self._times[n], torch.empty(0, device=device))
 
     def _calibrate(self, graph: WeightGraph, batches: Sequence[Any]) -> None:
-        """Means and spreads, which taps see one and the same tensor, and behind which nothing more is read."""
+        """Sizes, which taps see one and the same tensor, and behind which nothing more is read."""
         moments: dict[int, list[Tensor]] = {}
         order: list[int] = []
         same: dict[int, int] = {}
@@ -166,7 +167,7 @@ class Watch:
                 same.setdefault(id(x), n)
                 alive.append(x)  # an id is only unique among the living
                 flat = x.detach().movedim(site.tap.dim, -1).flatten(0, -2).double()
-                part = torch.stack([flat.sum(0), flat.square().sum(0), torch.full_like(flat[0], len(flat))]).cpu()
+                part = torch.stack([flat.square().sum(0), torch.full_like(flat[0], len(flat))]).cpu()
                 moments.setdefault(n, []).append(part)
 
             return visit
@@ -189,18 +190,17 @@ class Watch:
         self._times: dict[int, Tensor] = {}
         for n, parts in sorted(moments.items()):
             sums = torch.stack(parts).sum(0)
-            mean = sums[0] / sums[2]
-            std = (sums[1] / sums[2] - mean.square()).clamp_min(0).sqrt()
-            positive = std[std > 0]
+            size = (sums[0] / sums[1]).sqrt()
+            positive = size[size > 0]
             floor = FLOOR * float(positive.median()) if positive.numel() else 1.0
             # A vertex read in several places (a residual channel) counts once: the mean over the places.
             times = 1.0 / counts[self.sites[n].tap.vertex.cpu()].clamp_min(1)
             self._times[n] = times
-            self._center[n] = (mean.float(), (times / std.clamp_min(floor)).float())
-        once = [n for n in self._center if order.count(n) == len(batches)]
-        if len(once) == len(self._center):
+            self._weight[n] = (times / size.clamp_min(floor)).float()
+        once = [n for n in self._weight if order.count(n) == len(batches)]
+        if len(once) == len(self._weight):
             first = order[: len(order) // len(batches)]
-            self._last = max(self._center, key=first.index)
+            self._last = max(self._weight, key=first.index)
 
     def _member(self, site: interventions.Site) -> Tensor:
         key = site.tap.vertex.cpu().numpy().tobytes() + site.where.numpy().tobytes()
