@@ -10,6 +10,7 @@
 #include "core/components.hpp"
 #include "core/degrees.hpp"
 #include "core/excess.hpp"
+#include "core/modules.hpp"
 #include "core/schur.hpp"
 #include "core/spectrum.hpp"
 #include "core/survey.hpp"
@@ -24,6 +25,8 @@ enum class Proof : uint8_t {
     component = 3,   // another connected component
     exceptions = 4,  // the same but for a few edges, each looked at by itself
     merged = 5,      // a set: the vertex with what hangs on it by more than half of its strength
+    module = 6,      // against the hub of its module
+    quotient = 7,    // a hub: a cut of whole modules
 };
 enum class NuProof : uint8_t { none, frobenius, norms, cholesky };
 
@@ -39,8 +42,10 @@ struct StarProof {
     std::vector<int32_t> hub;           // of each component
     Gap gap;                            // of the largest component
     int64_t certified = 0;
-    double passes = 0;  // over the weights, estimated from the rows and products looked at
-    bool exact = true;  // lower == weight wherever proven
+    double passes = 0;             // over the weights, estimated from the rows and products looked at
+    std::vector<int32_t> against;  // [n] whom the proof is against, where that is not the component's hub; or empty
+    ModuleProof modules;           // where these were used
+    bool exact = true;             // lower == weight wherever proven
 };
 
 struct CertificateSettings {
@@ -51,7 +56,7 @@ struct CertificateSettings {
 
 namespace detail {
 
-// What flows would cost against what a proof may: seconds, roughly (docs/mathematics.md, section 6).
+// What flows would cost against what a proof may: seconds, roughly, as measured on one core.
 inline double flow_seconds(const Degrees& deg, int64_t vertices) {
     return double(vertices) * (3e-6 + 70e-12 * double(std::min(deg.slots, 4 * deg.nonzero)));
 }
@@ -97,7 +102,12 @@ public:
         const double t = blocks.best();
         if (t < 1) out.gap = {1 - t, NuProof::frobenius};
         if (out.gap.nu > 0) certify();
-        if (left() > 0) by_elimination();
+        // Where nothing is proven yet there may be modules, or the bound was too poor: the cheaper attempt first.
+        const Schur schur = survey_.cells.count ? Schur(survey_, deg_, independent_cells(survey_)) : Schur();
+        const bool labels_first = survey_.cells.count == 0 || schur_seconds(schur) > kLabelSeconds * double(deg_.slots);
+        if (out_.certified == 0 && labels_first) by_modules();
+        if (left() > 0 && out_.modules.hub.empty() && survey_.cells.count) by_elimination(schur);
+        if (out_.certified == 0 && !labels_first) by_modules();
         place();
         return std::move(out_);
     }
@@ -112,15 +122,15 @@ private:
         return hopeful * 5 < int64_t(members_.size());
     }
 
-    void by_elimination() {
-        if (survey_.cells.count == 0) return;
-        Schur schur(survey_, deg_, independent_cells(survey_));
+    static constexpr double kLabelSeconds = 1.2e-8;  // for every slot: some sweeps of label propagation
+
+    void by_elimination(Schur schur) {
         if (schur.size() > 10000 || schur_seconds(schur) > flow_seconds(deg_, left())) return;
         schur.form(set_.threads, poll_);
         out_.passes += 1 + schur.product_cost() / double(std::max<int64_t>(1, deg_.slots)) / 16;  // 16 lanes
         const double estimate = schur.estimate(poll_);
         // A little above the estimate; much above, should that have been too low.
-        for (const double above : {0.05, 0.3}) {
+        for (const double above : {0.1, 0.35}) {
             const double t = estimate + above * (1 - estimate) + 1e-3;
             if (!(1 - t > out_.gap.nu * 1.1)) return;
             NuProof how = NuProof::none;
@@ -133,6 +143,20 @@ private:
             certify();
             return;
         }
+    }
+
+    void by_modules() {
+        if (kLabelSeconds * double(deg_.slots) > flow_seconds(deg_, left())) return;
+        ModuleProof m = prove_modules(g_, deg_, members_, set_.threads, poll_);
+        out_.passes += m.passes;
+        if (m.hub.empty()) return;
+        out_.against = out_.parent;
+        for (int32_t x : members_) {
+            if (!m.leaf[x]) continue;
+            accept(x, Proof::module, deg_.d[x], deg_.d[x]);
+            out_.against[x] = m.hub[m.label[x]];
+        }
+        out_.modules = std::move(m);
     }
 
     double theta(double cut) const { return (out_.gap.nu - 2 * cut / volume_) / 2 - 1e-12; }

@@ -149,6 +149,45 @@ struct TreeSettings {
     bool flows = true;       // false: certificates only; what they leave is a leaf with lower bound 0
 };
 
+// The tree of the groups as a graph of their own, rooted at the group of `root`. False where a cut that takes a hub
+// from its module could be smaller.
+struct GroupTree {
+    std::vector<int64_t> parent;
+    std::vector<double> weight, lower;
+};
+template <class Clock>
+TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut out, Poll& poll, Clock&& seconds);
+
+inline bool link_modules(const GraphView& g, const ModuleProof& m, int32_t root, GroupTree& tree, Poll& poll) {
+    if (!m.linked || g.integral) return false;
+    const int64_t k = m.groups();
+    GraphView quotient;
+    quotient.n = k;
+    BlockView block;
+    block.data = m.between.data(), block.type = Scalar::f64, block.rows = block.cols = block.stride = k;
+    block.symmetric = true;
+    quotient.blocks.push_back(block);
+    tree.parent.resize(k), tree.weight.resize(k), tree.lower.resize(k);
+    std::vector<uint8_t> proof(k);
+    TreeSettings plain;
+    plain.certificates.enabled = false;
+    cut_tree(quotient, plain, {tree.parent.data(), tree.weight.data(), tree.lower.data(), proof.data()}, poll,
+             [] { return 0.0; });
+    // Turn the path from the group of the root upwards.
+    int64_t x = m.label[root], above = tree.parent[x];
+    double w = tree.weight[x], l = tree.lower[x];
+    tree.parent[x] = -1;
+    while (above >= 0) {
+        const int64_t next = tree.parent[above];
+        std::swap(tree.weight[above], w), std::swap(tree.lower[above], l);
+        tree.parent[above] = x;
+        x = above, above = next;
+    }
+    for (int64_t c = 0; c < k; ++c)
+        if (c != m.label[root] && !(tree.weight[c] <= m.limit)) return false;
+    return true;
+}
+
 template <class Clock>
 TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut out, Poll& poll, Clock&& seconds) {
     TreeReport report;
@@ -158,7 +197,27 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
     const Components comp = components(g, poll);
     report.components = comp.count;
     const double before = seconds();
-    const StarProof stars = prove_stars(g, deg, comp, settings.certificates, poll);
+    StarProof stars = prove_stars(g, deg, comp, settings.certificates, poll);
+    if (!stars.modules.hub.empty()) {
+        const ModuleProof& m = stars.modules;
+        const int32_t home = stars.hub[comp.of[m.hub[0]]];
+        GroupTree tree;
+        if (link_modules(g, m, home, tree, poll))
+            for (int64_t x = 0; x < n; ++x) {
+                const int32_t c = m.label[x];
+                if (c < 0 || x == home) continue;
+                if (x != m.hub[c]) {
+                    stars.parent[x] = m.hub[c];
+                    continue;
+                }
+                stars.proof[x] = Proof::quotient;
+                stars.parent[x] = m.hub[tree.parent[c]];
+                stars.weight[x] = tree.weight[c], stars.lower[x] = tree.lower[c] * (1 - 1e-14);
+            }
+        else if (settings.eps > 0)  // a leaf's hub may stay where it is, cut off by less than the leaf's own strength
+            for (int64_t x = 0; x < n; ++x)
+                if (stars.proof[x] == Proof::module) stars.proof[x] = Proof::flow;
+    }
     report.seconds_certificates = seconds() - before;
     report.nu = stars.gap;
     report.passes = 2 + stars.passes;
@@ -177,9 +236,10 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
         out.lower[x] = is_root ? inf : is_hub ? 0.0 : stars.lower[x];
         out.certified[x] = is_root ? 0 : is_hub ? uint8_t(Proof::component) : uint8_t(stars.proof[x]);
         report.certified += out.certified[x] != 0;
+        report.nontrivial += !is_hub && (stars.proof[x] == Proof::merged || stars.proof[x] == Proof::quotient);
         if (!is_hub && stars.proof[x] == Proof::flow) order.push_back(int32_t(x));
         if (!is_hub && out.weight[x] > out.lower[x]) {
-            report.exact = false;
+            report.exact = report.exact && out.weight[x] - out.lower[x] <= tolerance(g) * out.weight[x];
             report.gap = std::max(report.gap, 1 - out.lower[x] / out.weight[x]);
         }
     }
@@ -194,7 +254,8 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
                      [&](int32_t a, int32_t b) { return g.integral ? deg.di[a] > deg.di[b] : deg.d[a] > deg.d[b]; });
     Classes classes(n);
     for (int64_t x = 0; x < n; ++x)
-        if (stars.proof[x] != Proof::flow) classes.learn(stars.lower[x], int32_t(x), stars.hub[comp.of[x]]);
+        if (stars.proof[x] != Proof::flow)
+            classes.learn(stars.lower[x], int32_t(x), stars.against.empty() ? stars.hub[comp.of[x]] : stars.against[x]);
     if (prefers_csr(g, deg, settings.representation))
         run_flows<CsrArcs>(g, deg, order, classes, settings.kind, settings.eps, out, report, poll);
     else

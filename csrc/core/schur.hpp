@@ -76,9 +76,10 @@ void cholesky(Team& team, double* a, int64_t n, bool& ok, std::exception_ptr& er
 // cells.
 class Schur {
 public:
+    Schur() = default;
     // `eliminated[c]`: the cell goes; no two of them (nor one with itself) may share an edge.
     Schur(const Survey& s, const Degrees& deg, std::vector<uint8_t> eliminated)
-        : s_(s), deg_(deg), gone_(std::move(eliminated)), offset_(s.cells.count, -1) {
+        : from_(&s), gone_(std::move(eliminated)), offset_(s.cells.count, -1) {
         for (int32_t c = 0; c < s.cells.count; ++c) {
             if (gone_[c]) continue;
             offset_[c] = size_;
@@ -98,12 +99,12 @@ public:
 
     double product_cost() const {
         double cost = 0;
-        for (int32_t c = 0; c < s_.cells.count; ++c) {
+        for (int32_t c = 0; c < from_->cells.count; ++c) {
             if (!gone_[c]) continue;
             double width = 0;
-            for (const CellPair& p : s_.cells.pairs)
-                if (p.a == c || p.b == c) width += double(s_.cells.size(p.a == c ? p.b : p.a));
-            cost += double(s_.cells.size(c)) * width * width / 2;
+            for (const CellPair& p : from_->cells.pairs)
+                if (p.a == c || p.b == c) width += double(from_->cells.size(p.a == c ? p.b : p.a));
+            cost += double(from_->cells.size(c)) * width * width / 2;
         }
         return cost;
     }
@@ -113,7 +114,7 @@ public:
         g_.assign(size_t(size_) * size_, 0);
         std::exception_ptr error;
         int64_t chunks = 0;
-        for (int32_t c = 0; c < s_.cells.count; ++c)
+        for (int32_t c = 0; c < from_->cells.count; ++c)
             if (gone_[c]) chunks += eliminate(c, threads, poll, error);
         if (error) std::rethrow_exception(error);
         // Every product of G is of non-negative numbers: relative errors of its entries, so of its norm (at most 1).
@@ -196,13 +197,13 @@ private:
         };
         std::vector<Neighbour> neighbours;
         std::vector<int64_t> panels;  // their positions in G
-        for (const CellPair& p : s_.cells.pairs) {
+        for (const CellPair& p : from_->cells.pairs) {
             if (p.a != c && p.b != c) continue;
             const int32_t other = p.a == c ? p.b : p.a;
             neighbours.push_back({&p, other, int64_t(panels.size())});
-            for (int64_t at = 0; at < s_.cells.size(other); at += kPanel) panels.push_back(offset_[other] + at);
+            for (int64_t at = 0; at < from_->cells.size(other); at += kPanel) panels.push_back(offset_[other] + at);
         }
-        const int64_t rows = s_.cells.size(c), x0 = s_.cells.begin[c], width = int64_t(panels.size());
+        const int64_t rows = from_->cells.size(c), x0 = from_->cells.begin[c], width = int64_t(panels.size());
         const int64_t chunks = (rows + kRows - 1) / kRows;
         if (width == 0 || error) return chunks;
         std::vector<float> packed(size_t(width) * kPanel * kRows);
@@ -220,7 +221,7 @@ private:
                 team.sync();
                 if (error) return;
                 for (const Neighbour& nb : neighbours) {
-                    const int64_t cols = s_.cells.size(nb.other), y0 = s_.cells.begin[nb.other];
+                    const int64_t cols = from_->cells.size(nb.other), y0 = from_->cells.begin[nb.other];
                     float* base = packed.data() + nb.panel * kPanel * kRows;
                     auto put = [&](int64_t i, int64_t j, double w) {
                         const double v = w * scale_[x0 + i0 + i] * scale_[y0 + j];
@@ -228,13 +229,13 @@ private:
                     };
                     if (nb.pair->a == c) {
                         const Range mine = share(team, count, 32);
-                        for_each_row(s_.cells, *nb.pair, i0 + mine.begin, i0 + mine.end, scratch,
+                        for_each_row(from_->cells, *nb.pair, i0 + mine.begin, i0 + mine.end, scratch,
                                      [&](auto* row, int64_t r) {
                                          for (int64_t j = 0; j < cols; ++j) put(r - i0, j, double(row[j]));
                                      });
                     } else {
                         const Range mine = share(team, cols, 32);
-                        for_each_row(s_.cells, *nb.pair, mine.begin, mine.end, scratch, [&](auto* row, int64_t r) {
+                        for_each_row(from_->cells, *nb.pair, mine.begin, mine.end, scratch, [&](auto* row, int64_t r) {
                             for (int64_t i = 0; i < count; ++i) put(i, r, double(row[i0 + i]));
                         });
                     }
@@ -257,14 +258,14 @@ private:
     void inner(Poll& poll) {
         inner_entries_.assign(size_t(size_) * size_, 0);
         std::vector<double> scratch;
-        for (const CellPair& p : s_.cells.pairs) {
+        for (const CellPair& p : from_->cells.pairs) {
             if (offset_[p.a] < 0 || offset_[p.b] < 0) continue;
             poll.check();
-            for_each_row(s_.cells, p, 0, s_.cells.size(p.a), scratch, [&](auto* row, int64_t r) {
-                const double sx = scale_[s_.cells.begin[p.a] + r];
-                for (int64_t j = 0; j < s_.cells.size(p.b); ++j) {
+            for_each_row(from_->cells, p, 0, from_->cells.size(p.a), scratch, [&](auto* row, int64_t r) {
+                const double sx = scale_[from_->cells.begin[p.a] + r];
+                for (int64_t j = 0; j < from_->cells.size(p.b); ++j) {
                     if (p.a == p.b && j == r) continue;
-                    const float v = float(double(row[j]) * sx * scale_[s_.cells.begin[p.b] + j]);
+                    const float v = float(double(row[j]) * sx * scale_[from_->cells.begin[p.b] + j]);
                     inner_entries_[(offset_[p.a] + r) * size_ + offset_[p.b] + j] = v;
                     if (p.a != p.b) inner_entries_[(offset_[p.b] + j) * size_ + offset_[p.a] + r] = v;
                 }
@@ -300,12 +301,12 @@ private:
         const int64_t n = size_;
         std::vector<int64_t> group(n, -1);
         std::vector<double> volume;
-        for (int32_t c = 0; c < s_.cells.count; ++c) {
+        for (int32_t c = 0; c < from_->cells.count; ++c) {
             if (offset_[c] < 0) continue;
             double v = 0;
-            for (int64_t i = 0; i < s_.cells.size(c); ++i) v += root_[offset_[c] + i] * root_[offset_[c] + i];
+            for (int64_t i = 0; i < from_->cells.size(c); ++i) v += root_[offset_[c] + i] * root_[offset_[c] + i];
             if (!(v > 0)) continue;
-            for (int64_t i = 0; i < s_.cells.size(c); ++i) group[offset_[c] + i] = int64_t(volume.size());
+            for (int64_t i = 0; i < from_->cells.size(c); ++i) group[offset_[c] + i] = int64_t(volume.size());
             volume.push_back(v);
         }
         const int64_t k = m.count = int64_t(volume.size());
@@ -361,8 +362,7 @@ private:
         return m;
     }
 
-    const Survey& s_;
-    const Degrees& deg_;
+    const Survey* from_ = nullptr;
     std::vector<uint8_t> gone_;
     std::vector<int64_t> offset_;  // of a remaining cell; -1 for the others
     std::vector<double> root_;     // sqrt(d), 0 where padded

@@ -301,15 +301,27 @@ void small_graphs_match_all_subsets(int rounds) {
     }
 }
 
+// Dense groups joined by little, of unequal sizes; one vertex between two of them.
+Matrix modular(int64_t n, int64_t groups, double ratio) {
+    Matrix w(n, std::vector<double>(n, 0));
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < i; ++j) {
+            const bool same = i * i * groups / (n * n) == j * j * groups / (n * n) || (i == n - 1 && j < n / 3);
+            w[i][j] = w[j][i] = (same ? 1 : ratio) * (0.2 + uniform());
+        }
+    return w;
+}
+
 void certificates_agree_with_flows(int rounds) {
-    int64_t certified = 0, by_cholesky = 0;
+    int64_t certified = 0, by_cholesky = 0, by[8] = {};
     for (int round = 0; round < rounds; ++round) {
         const int64_t n = pick(6, 60);
-        Graph g = round % 3 == 0   ? dense(random_matrix(n, round % kKinds), Scalar::f64)
-                  : round % 3 == 1 ? layered(
+        Graph g = round % 4 == 0   ? dense(random_matrix(n, round % kKinds), Scalar::f64)
+                  : round % 4 == 1 ? layered(
                                          {pick(4, 20), pick(4, 20), pick(4, 20), pick(1, 20)},
-                                         [] { return std::abs(normal()); }, round % 2)
-                                   : csr(random_matrix(n, round % kKinds), false);
+                                         [&] { return std::pow(std::abs(normal()), round % 5 + 1); }, round % 2)
+                  : round % 4 == 2 ? csr(random_matrix(n, round % kKinds), false)
+                                   : dense(modular(n + 60, pick(2, 4), std::pow(10, -4 * uniform())), Scalar::f64);
         cpu::Settings with, without;
         without.certificates = false;
         const Tree a = tree(g.view, with), b = tree(g.view, without);
@@ -318,18 +330,37 @@ void certificates_agree_with_flows(int rounds) {
               std::to_string(sa) + " " + std::to_string(sb));
         by_cholesky += a.report.nu.proof == NuProof::cholesky;
         for (int64_t v = 0; v < g.n; ++v) {
-            if (a.proof[v] != uint8_t(Proof::deficiency)) continue;
-            ++certified;
-            double strength = 0;
-            for (double x : g.w[v]) strength += x;
-            CLAIM(close(path_minimum(b, v, a.report.root), strength),
-                  "a certified vertex is cut off by its own strength", "round " + std::to_string(round));
+            if (a.proof[v] == uint8_t(Proof::flow)) continue;
+            ++certified, ++by[a.proof[v]];
+            CLAIM(close(path_minimum(b, v, a.parent[v]), a.weight[v]), "a certified cut is what a flow finds",
+                  "round " + std::to_string(round) + ", proof " + std::to_string(a.proof[v]));
+        }
+        for (double eps : {0.05, 0.5}) {
+            cpu::Settings near;
+            near.eps = eps;
+            const Tree c = tree(g.view, near);
+            for (int64_t v = 0; v < g.n; ++v) {
+                if (c.parent[v] < 0) continue;
+                const double truth = path_minimum(b, v, c.parent[v]);
+                CLAIM(c.lower[v] <= truth * (1 + 1e-11) && truth <= c.weight[v] * (1 + 1e-11),
+                      "with eps the truth lies between the bounds",
+                      "round " + std::to_string(round) + ", eps " + std::to_string(eps) + ", proof " +
+                          std::to_string(c.proof[v]) + ": " + std::to_string(c.lower[v]) + " " + std::to_string(truth) +
+                          " " + std::to_string(c.weight[v]));
+                CLAIM(c.lower[v] * (1 + eps) >= c.weight[v] * (1 - 1e-11), "with eps the bounds are that close",
+                      "round " + std::to_string(round));
+            }
         }
     }
-    CLAIM(certified > 100 && by_cholesky > 5, "the certificate test certifies something",
-          std::to_string(certified) + " " + std::to_string(by_cholesky));
-    std::printf("certified %lld vertices (%lld graphs by Cholesky), checked by flows\n", (long long)certified,
-                (long long)by_cholesky);
+    for (Proof p : {Proof::deficiency, Proof::exceptions, Proof::merged, Proof::module, Proof::quotient})
+        CLAIM(by[int(p)] > 5, "the certificate test meets every kind of proof",
+              std::to_string(int(p)) + ": " + std::to_string(by[int(p)]));
+    CLAIM(by_cholesky > 5, "the certificate test factors something", std::to_string(by_cholesky));
+    std::printf(
+        "certified %lld vertices (%lld graphs by Cholesky; deficiency %lld, exceptions %lld, merged %lld, module "
+        "%lld, quotient %lld), checked by flows\n",
+        (long long)certified, (long long)by_cholesky, (long long)by[1], (long long)by[4], (long long)by[5],
+        (long long)by[6], (long long)by[7]);
 }
 
 // Second eigenvalue of the normalised Laplacian by Jacobi rotations.
