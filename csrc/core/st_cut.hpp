@@ -112,6 +112,8 @@ public:
             }
         }
         if (!augmented) flow = preflow_.run(s, sink, bound);
+        // Beyond the bound a flow to a class of sinks says nothing of t alone; push-relabel may overshoot.
+        if (flow.stopped) flow.value = std::min(flow.value, bound);
         out.lower_int = flow.value;
         out.lower = rounding_.integral ? double(flow.value) : to_float(flow.value, rounding_.exponent);
         out.shape = flow.stopped ? Shape::source : Shape::listed;
