@@ -5,7 +5,7 @@
 Graph i depends on --seed and i only: any family of modcut.testing, disguised (ties, decimals, scales, holes ...), given
 as a matrix, as a NumPy or sparse one, or in float32, with or without certificates, on one to three threads. Up to 14
 vertices the truth is augmenting paths in exact arithmetic; of larger graphs, up to 60 vertices, capacities become
-integers and the truth is igraph's, so that neither has a tolerance. One in seventeen is a network of 10 to 240 vertices
+integers and the truth is igraph's, so that neither has a tolerance. One in thirty is a network of 10 to 120 vertices
 with float weights, where certificates do their work; the truth is igraph's, up to its rounding. A failure prints the
 graph's number, goes on, and makes the exit status 1.
 """
@@ -43,14 +43,14 @@ def net(rng: random.Random) -> torch.Tensor:
             widths = [rng.randint(5, 40) for _ in range(rng.randint(2, 4))]
             return testing.mlp(widths, seed, keep=rng.choice([1.0, 0.5, 0.2])) ** power
         case _:
-            d = 2 * rng.randint(2, 8)
+            d = 2 * rng.randint(2, 4)
             return testing.gpt_graph(d, rng.randint(1, 2), 2, seed=seed, power=power).to_dense()
 
 
 def draw(seed: int, number: int) -> tuple[torch.Tensor, dict[str, Any]]:
     """Graph ``number`` and how it is to be given to modcut."""
     rng = random.Random(f"{seed}/{number}")
-    if rng.random() < 0.06:
+    if rng.random() < 0.03:
         return net(rng), {"family": "net", "disguise": "as is", "form": "matrix", "certificates": True, "threads": 2}
     large = rng.random() < 0.2
     n = rng.randint(15, 60) if large else rng.randint(1, 14)
