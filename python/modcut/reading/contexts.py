@@ -97,7 +97,7 @@ def _contrast(top: Sequence[Spot], sample: Sequence[Window], i: int) -> list[tup
                 continue
             own = x.tokens[x.before]
             for p in np.flatnonzero((w.tokens == own) & (y < middle)):
-                if (w.index, p) == (x.window, x.position):
+                if w.index == x.window and int(p) == x.position:
                     continue
                 a, b = w.tokens[max(0, p - 4) : p][::-1], x.tokens[max(0, x.before - 4) : x.before][::-1]
                 m = min(len(a), len(b))

@@ -96,7 +96,7 @@ def measure_effects(
 
     def kind(tokens: Tensor) -> Tensor:
         assert decode is not None
-        ids = tokens.unique().tolist()
+        ids = torch.unique(tokens).tolist()
         for t in ids:
             if t not in kinds:
                 kinds[t] = kind_of(decode([t]))
@@ -258,7 +258,7 @@ def _grouped(
         rows.append(float(row[ok].mean()) if bool(ok.any()) else 0.0)
     if names is None:
         return
-    for c in names[valid].unique().tolist():
+    for c in torch.unique(names[valid]).tolist():
         where = valid & (names == c)
         total, n = groups.get((family, label(c)), (0.0, 0))
         groups[family, label(c)] = (total + float(nll[where].sum()), n + int(where.sum()))
@@ -275,8 +275,8 @@ def _exchange(runs: dict[tuple[int, int], Measured]) -> dict[tuple[int, int], Me
     for (i, r), m in runs.items():
         if m.p is not None:
             arrays[f"p.{i}.{r}"] = m.p
-        groups = [[*at, *value] for at, value in m.groups.items()]
-        plain.append({"at": [i, r], "slices": m.slices, "groups": groups, "rows": m.rows})
+        told = [[*at, *value] for at, value in m.groups.items()]
+        plain.append({"at": [i, r], "slices": m.slices, "groups": told, "rows": m.rows})
     out = {}
     for got, words in shards.gather((arrays, {"runs": plain})):
         for m in words["runs"]:

@@ -57,7 +57,8 @@ def carried_signals(
     taps = {interventions.tap_key(t): t for t in graph.taps if t.side == "input"}
     keys = {sources[m.name][0] for m in read}  # type: ignore[index]
     labelings = torch.cat([P.labels.cpu()[None], random.cpu()])
-    means, count = {}, 0
+    means: dict[str, Any] = {}
+    count = 0
     with interventions.evaluation(model):
         for _, batch, _ in _runs(samples, True):
             x, _ = _activations(model, taps, keys, _batches.to_device(batch, device))
@@ -184,7 +185,8 @@ def low_rank(P: Partition, i: int, j: int) -> list[dict[str, Any]]:
     ``W[i, j] = sum of s * left * right``: each entry has a matrix, the part of the whole interface's energy (sum of
     squares) in the direction, and the units with the largest entries of ``right`` (read) and ``left`` (written to).
     """
-    labels, found, energy = P.labels.cpu(), [], 0.0
+    labels, energy = P.labels.cpu(), 0.0
+    found: list[tuple[float, str, Tensor, Tensor, Tensor]] = []
     for m in P.graph.matrices:
         if m.weight.ndim != 2:
             continue
@@ -197,7 +199,7 @@ def low_rank(P: Partition, i: int, j: int) -> list[dict[str, Any]]:
         size = float(w.square().sum())
         energy += size
         found.append((size, m.name, w, r[rows], c[cols]))
-    out = []
+    out: list[dict[str, Any]] = []
     for size, name, w, r, c in sorted(found, key=lambda f: -f[0])[:RANK]:
         if size == 0:
             continue

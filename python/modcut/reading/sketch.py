@@ -330,8 +330,8 @@ def to_arrays(s: Sketch) -> tuple[Arrays, dict[str, Any]]:
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], plain: Mapping[str, Any]) -> Sketch:
     """Rebuild a sketch from :func:`to_arrays`."""
-    fields = ("k", "draws", "seed", "keep", "windows", "held", "positions")
-    s = Sketch(**{name: int(plain[name]) for name in fields})
+    s = Sketch(int(plain["k"]), int(plain["draws"]), int(plain["seed"]), int(plain["keep"]))
+    s.windows, s.held, s.positions = (int(plain[name]) for name in ("windows", "held", "positions"))
     s.known, s.share, s.square = (np.array(arrays[name]) for name in ("known", "share", "square"))
     ids = arrays["table.ids"]
     if len(ids):
