@@ -186,7 +186,9 @@ def describe_model(
             windows=windows,
             samples=samples,
         )
-    cards.meta |= {"text": origin, "tokens": read, "length": length, "model": loaded.facts, "stages": clock.rows}
+    cards.meta |= {"text": origin, "tokens": read, "length": length, "stages": clock.rows}
+    facts = {"model": loaded.facts.get("name", loaded.facts.get("class")), **loaded.facts}
+    cards.meta |= {key: facts[key] for key in ("model", "source", "format") if key in facts}
     cards.save(out)
     total = sum(row["seconds"] for row in clock.rows)
     failed = len(cards.failed)

@@ -173,6 +173,7 @@ def _smollm2() -> Loaded:
         )
     loaded = _gguf(files[0].parent, files[0].name)
     loaded.facts["name"] = files[0].stem
+    loaded.facts["source"] = f"package {SMOLLM2[0]}: {files[0].name}"  # not where it lies on this machine
     return loaded
 
 

@@ -368,7 +368,7 @@
       "li",
       { role: "treeitem", "aria-level": depth + 1, tabindex: "-1", "data-id": n.id, class: `d${Math.min(depth, 8)}` },
       n.children.length ? make("span", { class: "twist", "aria-hidden": "true" }) : make("span", { class: `chip m${n.module}`, "aria-hidden": "true" }, String(n.module)),
-      make("span", {}, n.children.length ? nameOf(n) : n.title || `Module ${n.module}`),
+      make("span", {}, short(n.children.length ? nameOf(n) : n.title || `Module ${n.module}`, 48)),
     );
     row.setAttribute("aria-label", fullName(n));
     rows.set(n.id, row);
