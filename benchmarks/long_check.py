@@ -58,7 +58,7 @@ def draw(seed: int, number: int) -> tuple[torch.Tensor, dict[str, Any]]:
     w = testing.disguised(testing.FAMILIES[family](n, rng.randrange(10**6)), how, rng.randrange(10**6))
     if w.shape[0] > 14 and w.dtype != torch.int64:
         top = float(w.max()) if w.numel() else 0.0
-        w = (w.double() * (rng.choice([7, 1000, 2**30]) / max(top, 1e-300))).round().to(torch.int64)
+        w = (w.double() * (rng.choice([7, 1000, 2**30]) / (top or 1.0))).round().to(torch.int64)
     options = {
         "family": family,
         "disguise": how,
