@@ -12,6 +12,10 @@
 #include "core/bits.hpp"
 #include "core/residual.hpp"
 
+#if !defined(MODCUT_NOTED_PUSHES)
+#define MODCUT_NOTED_PUSHES (1 << 16)  // at least, or a quarter of the arcs; csrc/tests also runs with 8
+#endif
+
 namespace modcut {
 
 class BlockArcs {
@@ -43,7 +47,7 @@ public:
                 for (int64_t j = 0; j < b.cols; ++j) segment(b.col0 + j, b.row0, b.rows, int64_t(k), j, id, true);
         }
         size_ = base;
-        limit_ = std::clamp<int64_t>(base / 4, 1 << 16, 1 << 28);
+        limit_ = MODCUT_NOTED_PUSHES < 1 << 16 ? MODCUT_NOTED_PUSHES : std::clamp<int64_t>(base / 4, 1 << 16, 1 << 28);
         state_.resize(segments_.size());
         for (int64_t x = 0; x < g.n; ++x) first_[x + 1] += first_[x];
         of_vertex_.resize(segments_.size());

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/checks.hpp"
 #include "cpu/cut.hpp"
 
 using namespace modcut;
@@ -500,6 +501,50 @@ void scales_do_not_hang() {
     check_induced(g, tree(g.view, {}), "subnormal capacities");
 }
 
+// The one reading of a cut names what the separate checks name, and counts what they count.
+void one_reading_finds_what_degrees_finds() {
+    const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+    for (int64_t n : {2, 7, 8, 31, 32, 33, 70}) {
+        const Matrix w = random_matrix(n, 3);
+        for (Graph g : {dense(w, Scalar::f64), dense(w, Scalar::f32), csr(w, false)}) {
+            const Degrees all = degrees(g.view, 1), two = cut_ends(g.view, 0, n - 1, 2);
+            CLAIM(two.nonzero == all.nonzero && two.slots == all.slots && close(two.d[0], all.d[0]) &&
+                      close(two.d[n - 1], all.d[n - 1]),
+                  "one reading counts as degrees() does", std::to_string(n));
+        }
+        for (double bad : {-1.0, nan, inf})
+            for (int64_t i : {int64_t(0), n / 2, n - 1})
+                for (int64_t j : {int64_t(0), n - 1}) {
+                    Matrix v = w;
+                    v[i][j] = v[j][i] = bad;
+                    for (Graph g : {dense(v, Scalar::f64), dense(v, Scalar::f32), csr(v, false)}) {
+                        bool refused = false;
+                        try {
+                            cut_ends(g.view, 0, n - 1, 1);
+                        } catch (const InputError&) {
+                            refused = true;
+                        }
+                        CLAIM(refused, "one reading refuses every bad entry",
+                              std::to_string(i) + " " + std::to_string(j));
+                    }
+                }
+        if (n > 2)
+            for (auto [i, j] : {std::pair<int64_t, int64_t>{n - 1, 0}, {1, n - 1}, {n / 2, n / 2 - 1}}) {
+                Matrix v = w;
+                v[i][j] += 1;
+                for (Graph g : {dense(v, Scalar::f64), csr(v, false)}) {
+                    bool refused = false;
+                    try {
+                        check_structure(g.view);
+                    } catch (const InputError&) {
+                        refused = true;
+                    }
+                    CLAIM(refused, "an entry that is not its mirror is found", std::to_string(n));
+                }
+            }
+    }
+}
+
 void trivial_sizes_work() {
     for (int64_t n : {0, 1, 2}) {
         Graph g = dense(random_matrix(n, 0), Scalar::f64);
@@ -588,6 +633,7 @@ int main(int argc, char** argv) {
     proven_eigenvalue_bounds_hold(rounds / 3);
     certificates_meet_their_premise(rounds / 6);
     scales_do_not_hang();
+    one_reading_finds_what_degrees_finds();
     trivial_sizes_work();
     known_graph_is_right();
     bad_input_is_refused();
