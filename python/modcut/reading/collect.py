@@ -278,6 +278,7 @@ def _signals(
     held = [w for w in carried if not w.selection]
     pairs = [(a, b) for a in range(k) for b in range(k) if a != b]
     cache: dict[tuple[int, int], _scores.Signature] = {}
+    directions: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     def evidence(draw: int, column: int) -> _scores.Signature:
         assert sketch is not None
@@ -294,7 +295,9 @@ def _signals(
     for i, entries in enumerate(interfaces):
         for e in entries:
             a, b = (i, e["module"]) if e["direction"] == "reads" else (e["module"], i)
-            e["low_rank"] = signals.low_rank(P, a, b)
+            if (a, b) not in directions:  # the reader's and the source's card show the same interface
+                directions[a, b] = signals.low_rank(P, a, b)
+            e["low_rank"] = directions[a, b]
             e["carried"], e["scores"] = None, {}
             if sketch is None or not held:
                 continue

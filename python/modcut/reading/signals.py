@@ -195,7 +195,12 @@ def low_rank(P: Partition, i: int, j: int) -> list[dict[str, Any]]:
         cols = torch.nonzero((c >= 0) & (labels[c.clamp_min(0)] == j)).flatten()
         if not rows.numel() or not cols.numel():
             continue
-        w = m.folded().detach().to("cpu", torch.float32)[rows][:, cols]
+        # Sliced before it is folded: a whole matrix copied for every interface is most of the time of a large model.
+        w = m.weight.detach()[rows.to(m.weight.device)][:, cols.to(m.weight.device)].to("cpu", torch.float32)
+        if m.gain is not None:
+            w = w * m.gain().detach().to("cpu", torch.float32)[cols]
+        if m.row_gain is not None:
+            w = w * m.row_gain().detach().to("cpu", torch.float32)[rows, None]
         size = float(w.square().sum())
         energy += size
         found.append((size, m.name, w, r[rows], c[cols]))
@@ -289,7 +294,7 @@ def direct_effects(
         if own_tap in sums and not stream:
             delta = sums[own_tap][i] / counts[i] - means[own_tap]
             moved = torch.where(labels[cols] == i, delta, 0.0)
-        scores = weight.double().cpu() @ moved
+        scores = (weight.cpu() @ moved.to(weight.dtype)).double()
         spread = float(scores.std())
         z = (scores - scores.mean()) / spread if spread > 0 else torch.zeros_like(scores)
         order = torch.argsort(-z, stable=True).tolist()
