@@ -222,7 +222,8 @@ def test_a_dripping_stream_cannot_outlast_the_timeout() -> None:
 
 
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 sys.path[:0] = {paths!r}
 from test_reading_server import client_of, described, words
 from openai_server import OpenAIServer
@@ -249,8 +250,11 @@ def test_a_stopped_run_goes_on_where_it_stopped(server: OpenAIServer, tmp_path: 
     while len(server.requests) < before + stop_at + 1 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.2)  # the fifth answer is on its way
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=30)
+    try:
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode != 0 and not (tmp_path / "cards.json").exists()
     if how == signal.SIGINT:
         assert "KeyboardInterrupt" in errors

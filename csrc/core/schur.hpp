@@ -132,6 +132,9 @@ public:
 
     // Bounds by a factorisation; cost size^3 / 6.
     bool factorisation_proves(double t, int threads, Poll& poll) {
+#if defined(MODCUT_PLANT_LOOSE_NU)
+        t += MODCUT_PLANT_LOOSE_NU * (1 - t);  // a bug for the tests to catch: proves a t, claims a smaller one
+#endif
         const int64_t n = size_;
         std::vector<double> a(size_t(n) * n), v(n, 0);
         for (int64_t i = 0; i < n; ++i)
