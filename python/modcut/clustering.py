@@ -6,7 +6,7 @@ putting whole layers into one module (depth cuts), which says nothing. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy.sparse.linalg as sla
@@ -164,6 +164,31 @@ def attach_by_weight(graph: WeightGraph, labels: Tensor, k: int) -> Tensor:
             break
         label[reached] = pull.argmax(1).numpy()[reached]
     return torch.from_numpy(label)[units.unit]
+
+
+def refined_labels(
+    graph: WeightGraph,
+    labels: Tensor,
+    k: int,
+    *,
+    input_mean_square: Mapping[str, Tensor] | None = None,
+    sweeps: int = 2,
+) -> Tensor:
+    """Improve labels int64 [n] class by class: each family's best balanced labels with its neighbours' fixed.
+
+    An exact transportation problem each; the weight inside modules never falls. Returns int64 [n].
+    """
+    units = units_of(graph)
+    of_unit = np.zeros(units.count, dtype=np.int64)
+    of_unit[units.unit.numpy()] = labels.cpu().numpy()
+    return torch.from_numpy(_refine(graph, units, of_unit, k, input_mean_square, sweeps))[units.unit]
+
+
+def affinity_of(
+    graph: WeightGraph, units: Units, input_mean_square: Mapping[str, Tensor] | None = None
+) -> Callable[[Tensor, int | None], Tensor]:
+    """Return the doubly normalised weights between units as ``f(x [units, d], family or None) -> [units, d]``."""
+    return _Affinity(graph, units, input_mean_square).apply
 
 
 def choose_k(
