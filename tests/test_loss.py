@@ -318,9 +318,9 @@ def test_refuses_what_it_cannot_do_in_a_sentence() -> None:
         ModularityLoss(model, k=100)
     with pytest.raises(ValueError, match="k must be between 1"):
         ModularityLoss(model, k=0)
-    with pytest.raises(ValueError, match=r"method must be one of 'share', got 'tree' .*planned"):
-        ModularityLoss(model, k=2, method="tree")
-    with pytest.raises(ValueError, match=r"method must be one of 'share', got 'nonsense'$"):
+    with pytest.raises(ValueError, match=r"assignment must be one of 'hard', 'soft', got 'warm'"):
+        ModularityLoss(model, k=2, assignment="warm")
+    with pytest.raises(ValueError, match=r"method must be one of 'share', 'ncut', 'tree', 'spectral', got 'nonsense'$"):
         ModularityLoss(model, k=2, method="nonsense")
     with pytest.raises(ValueError, match=r"edge must be one of .*'contribution'.*, got 'cousage'"):
         ModularityLoss(model, k=2, edge="cousage")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modcut.ops import reference, share, share_rows, share_rows_grad, share_shrink_
+from modcut.ops import reference, share, share_rows, share_rows_grad, share_shrink_, sums
 
 
 def by_loops(w: Tensor, s: Tensor, row: Tensor, col: Tensor, power: int) -> tuple[list[float], list[float]]:
@@ -157,7 +157,7 @@ def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, s, row, col = problem()
     whole = share_rows(weights, s, row, col, 3)
     grads = share_rows_grad(torch.ones_like(whole[0]), *whole, weights, s, row, col, 3)
-    monkeypatch.setattr(share, "_TILE", 7)
+    monkeypatch.setattr(sums, "TILE", 7)
     tiled = share_rows(weights, s, row, col, 3)
     torch.testing.assert_close(whole, tiled)
     torch.testing.assert_close(grads, share_rows_grad(torch.ones_like(whole[0]), *tiled, weights, s, row, col, 3))

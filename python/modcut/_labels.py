@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,10 +16,17 @@ from modcut.graph.units import CLUSTERED, check_labels, units_of
 from modcut.partition import Partition
 
 
-def find_labels(graph: WeightGraph, k: int, seed: int, statistics: Statistics | None) -> tuple[Tensor, str]:
+def find_labels(
+    graph: WeightGraph,
+    k: int,
+    seed: int,
+    statistics: Statistics | None,
+    measured: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, str]:
     """Return labels int64 [n] and where they come from: function where there are statistics, else the weights.
 
-    Functional labels need samples in which usage varies; the sentence says what was missing.
+    Functional labels need samples in which usage varies; the sentence says what was missing. ``measured``: running mean
+    squares of the matrices' inputs, for labels from the weights.
     """
     why = "no usage was gathered and no data given"
     if statistics is not None:
@@ -30,7 +39,8 @@ def find_labels(graph: WeightGraph, k: int, seed: int, statistics: Statistics | 
                 return labels, f"functional, from {statistics.windows} samples"
             except ValueError as error:
                 why = str(error)
-    return spectral_labels(graph, k, seed), f"spectral, from the weights alone ({why})"
+    labels = spectral_labels(graph, k, seed, input_mean_square=measured)
+    return labels, f"spectral, from the weights alone ({why})"
 
 
 def largest_layer(graph: WeightGraph) -> int:

@@ -14,7 +14,7 @@ from modcut._norms import InputNorms
 from modcut._terms import Terms, terms_of
 from modcut.graph.balance import balanced_scale
 from modcut.graph.types import WeightGraph
-from modcut.ops import share_rows, share_rows_grad, share_shrink_
+from modcut.ops import reference, share_rows, share_rows_grad, share_shrink_
 
 
 class Leak(nn.Module):
@@ -130,6 +130,25 @@ class Leak(nn.Module):
                 # A boundary class on a dial below 1 is shrunk that much less: as if its rows were stronger.
                 share_shrink_(live.view(p), scale, row_label, col_label, torch.where(dial > 0, r / dial, 0.0), size)
 
+    @torch.no_grad()
+    def cross_parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return of every term the strengths A [rows, cols] and which entries join different modules, bool."""
+        weights = [w.get() for w in self._terms.weights]
+        scales, row_labels, col_labels, _ = self._arguments(weights)
+        heights, widths = list(self._terms.heights), list(self._terms.widths)
+        strengths, crossing = [], []
+        parts = zip(
+            weights,
+            torch.split(scales, widths),
+            torch.split(row_labels, heights),
+            torch.split(col_labels, widths),
+            strict=True,
+        )
+        for w, scale, row, col in parts:
+            strengths.append(reference.strengths(w.to(scale.dtype), scale, self._power) * (col >= 0))
+            crossing.append((row[:, None] != col) & (row >= 0)[:, None] & (col >= 0))
+        return strengths, crossing
+
     def scales(self) -> dict[str, Tensor]:
         """Return the scale s_j of every column by matrix name (the latest term of each), [cols]."""
         scales = self._arguments([w.get() for w in self._terms.weights])[0]
@@ -171,6 +190,7 @@ class Leak(nn.Module):
                 "col_label": extended[t.col_vertex],
                 "row_group": t.row_group,
                 "row_vertex": t.row_vertex,
+                "col_vertex": t.col_vertex,
                 "group_weight": t.group_weight.to(self.norms.mass.dtype),
                 "place": self.norms.place,
                 "owner": self.norms.owner.repeat_interleave(widths),

@@ -1,4 +1,4 @@
-"""The modularity penalty as a proximal step around any optimizer: cross-module weights become exactly zero."""
+"""Around the optimizer: the modularity loss as a proximal step, and the budget that sets its factor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from modcut._budget import Budget
 from modcut.loss import ModularityLoss
+
+__all__ = ["Budget", "Proximal"]
 
 
 class Proximal(Optimizer):
@@ -20,7 +23,8 @@ class Proximal(Optimizer):
         W_ij <- sign(W_ij) max(|W_ij| - lr * lam * weight * s_j / r_i, 0)        where c_i != c_j
 
     Decoupled like the weight decay of AdamW: the optimizer's scaling does not distort it, weights reach exactly 0 and
-    no autograd graph is needed. Use it instead of adding ``crit()`` to the loss (both together count twice). ``lr`` is
+    no autograd graph is needed. Use it instead of adding ``crit()`` to the loss (both together count twice). After the
+    commit of ``crit``, each step sets what is held at zero to zero, whatever momentum is left. ``lr`` is
     that of the parameter's group at the time; ``lam`` and ``weight`` (the schedule) are those of ``crit``;
     ``crit.step()`` stays yours to call. Parameters that the optimizer does not hold, or that got no gradient in this
     step, are left alone.
@@ -32,7 +36,7 @@ class Proximal(Optimizer):
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: ``crit`` uses edge "square", whose proximal step is another one.
+        ValueError: ``crit`` is of another form, or uses edge "square", whose proximal step is another one.
     """
 
     def __init__(self, optimizer: Optimizer, crit: ModularityLoss) -> None:
@@ -41,6 +45,10 @@ class Proximal(Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if not isinstance(crit, ModularityLoss):
             raise TypeError(f"crit must be a modcut.ModularityLoss, got {type(crit).__name__}")
+        if crit.method != "share" or crit.assignment != "hard":
+            raise ValueError(
+                f'crit must use method "share" with hard labels, got {crit.method!r} with {crit.assignment} ones'
+            )
         if crit.edge == "square":
             raise ValueError('crit must use edge "contribution" or "abs", got "square"')
         self.optimizer, self.crit = optimizer, crit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from modcut import _batches, provenance
+from modcut import _batches, _held, provenance
 from modcut.graph.interventions import LocalHook
 from modcut.graph.statistics import Statistics, collect
 from modcut.graph.types import Matrix, WeightGraph
@@ -70,7 +70,7 @@ def removed(
         if means is not None:
             handles = _fold(model, touched, means)
         for m, mask in touched:
-            _zero(m.weight, mask)
+            _held.zero_(m.weight, mask)
         yield
     finally:
         for handle in handles:
@@ -109,7 +109,7 @@ class Healed:
         """Set the removed weights to zero again (after a training step of your own)."""
         for m in self.partition.graph.matrices:
             if m.name in self.masks:
-                _zero(m.weight, self.masks[m.name])
+                _held.zero_(m.weight, self.masks[m.name])
 
     def release(self) -> None:
         """Stop masking gradients; the weights stay as they are. Safe to call twice."""
@@ -200,12 +200,6 @@ def cut_and_heal(
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _zero(weight: Tensor, mask: Tensor) -> None:
-    mask = mask.to(weight.device).reshape(*mask.shape, *[1] * (weight.ndim - 2))
-    with torch.no_grad():
-        weight.detach().masked_fill_(mask, 0.0)
-
-
 def _masks(model: nn.Module, P: Partition) -> dict[str, Tensor]:
     """Cross-module masks, after checking that the graph's weights are this model's."""
     if not P.graph.matrices:
@@ -242,44 +236,27 @@ def _spare(graph: WeightGraph, masks: dict[str, Tensor], keep: float) -> dict[st
     observed = getattr(graph.statistics, "input_mean_square", {})
     missing = set(getattr(graph.statistics, "not_observed", ()))
     for m in graph.matrices:
-        a = strength(m, None if m.name in missing else observed.get(m.name)).cpu()
-        a = a / a.sum(1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
-        shares.append(a[masks[m.name]])
-    flat = torch.cat(shares)
-    count = min(round(keep * int((flat > 0).sum())), flat.numel())
-    chosen = torch.zeros(flat.numel(), dtype=torch.bool)
-    chosen[flat.topk(count).indices] = True
-    out, start = {}, 0
-    for m, share in zip(graph.matrices, shares, strict=True):
-        mask = masks[m.name].clone()
-        mask[masks[m.name]] = ~chosen[start : start + share.numel()]
-        out[m.name] = mask
-        start += share.numel()
-    return out
+        shares.append(_held.shares(strength(m, None if m.name in missing else observed.get(m.name)).cpu()))
+    own = [masks[m.name] for m in graph.matrices]
+    count = round(keep * sum(int((s[mask] > 0).sum()) for s, mask in zip(shares, own, strict=True)))
+    left = _held.spare_strongest(own, shares, count)
+    return {m.name: mask for m, mask in zip(graph.matrices, left, strict=True)}
 
 
 def _mask_gradients(model: nn.Module, graph: WeightGraph, masks: dict[str, Tensor]) -> list[RemovableHandle]:
     """Multiply the gradient of every touched parameter by what is kept of it."""
-    allowed: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    parts: list[tuple[Tensor, _held.View, Tensor]] = []
     for m in graph.matrices:
         parameter = _parameter(model, m)
-        if parameter is None or not parameter.requires_grad:
-            continue
-        if id(parameter) not in allowed:
-            kept = torch.empty_strided(parameter.size(), parameter.stride(), device=parameter.device, dtype=torch.bool)
-            allowed[id(parameter)] = (parameter, kept.fill_(True))
-        kept = allowed[id(parameter)][1]
-        # The matrix is a strided view of the parameter (transposed, a slice): the same view of the mask.
-        offset = m.weight.storage_offset() - parameter.storage_offset()
-        view = kept.as_strided(m.weight.size(), m.weight.stride(), offset)
-        mask = masks[m.name].to(kept.device)
-        view.masked_fill_(mask.reshape(*mask.shape, *[1] * (view.ndim - 2)), False)
-    return [_hook(p, kept) for p, kept in allowed.values()]
+        if parameter is not None:
+            parts.append((parameter, _viewer(parameter, m), masks[m.name]))
+    return _held.mask_gradients(parts)
 
 
-def _hook(parameter: Any, kept: Tensor) -> RemovableHandle:
-    handle: RemovableHandle = parameter.register_hook(lambda g: g * kept.to(g.device))
-    return handle
+def _viewer(parameter: Tensor, m: Matrix) -> _held.View:
+    # The matrix is a strided view of the parameter (transposed, a slice): the same view of what is laid out like it.
+    offset = m.weight.storage_offset() - parameter.storage_offset()
+    return lambda p: p.as_strided(m.weight.size(), m.weight.stride(), p.storage_offset() + offset)
 
 
 def _parameter(model: nn.Module, matrix: Matrix) -> nn.Parameter | None:

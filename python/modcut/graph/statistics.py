@@ -8,6 +8,7 @@ graph's taps: during ordinary training steps by :class:`Recorder`, over a data s
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -386,6 +387,32 @@ class Recorder:
         square, mean, missing = self._observer.columns()
         means, stds = self._observer.taps()
         return Statistics(rows, label, names, square, mean, means, stds, missing)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was gathered as tensors, so that an interrupted run goes on exactly: see :meth:`restore`."""
+        rows = self.rows
+        names = json.dumps([name for name, _ in self._rows]).encode()
+        out = {"rows": rows, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
+        for key, m in self._observer.moments.items():
+            if m.mean is not None and m.square is not None:
+                out |= {f"mean.{key}": m.mean, f"square.{key}": m.square}
+                out[f"count.{key}"] = torch.tensor(m.count, dtype=torch.float64)
+        return out
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` returned; nothing where it is empty."""
+        if not state:
+            return
+        names = json.loads(bytes(state["names"].cpu().tolist()))
+        self._rows.clear()
+        self._rows.extend(zip(names, state["rows"], strict=True))
+        device = _batches.device_of(self.model)
+        for name, mean in state.items():
+            if name.startswith("mean."):
+                key = name.removeprefix("mean.")
+                moments = self._observer._moments(key)
+                moments.mean, moments.square = mean.to(device), state[f"square.{key}"].to(device)
+                moments.count = float(state[f"count.{key}"])
 
     def clear(self) -> None:
         """Forget the windows gathered so far (averages stay)."""

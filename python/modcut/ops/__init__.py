@@ -4,11 +4,13 @@
 ``share_rows``          leak of every target neuron, differentiable in the weights
 ``share_rows_grad``     its closed-form gradient, without an autograd graph
 ``share_shrink_``       the proximal step of the same quantity, in place
-``reference``           the same three in plain torch, one formula a line: the ground truth
+``block_sums``          sums over labelled sources of every row: what the other forms of the loss are functions of
+``reference``           the first three in plain torch, one formula a line: the ground truth
 ======================  =====================================================================
 """
 
 from modcut.ops import reference
 from modcut.ops.share import share_rows, share_rows_grad, share_shrink_
+from modcut.ops.sums import block_sums
 
-__all__ = ["reference", "share_rows", "share_rows_grad", "share_shrink_"]
+__all__ = ["block_sums", "reference", "share_rows", "share_rows_grad", "share_shrink_"]

@@ -19,14 +19,13 @@ too) and get gradient 0; such rows, and rows with r_i = 0, report leak 0 and str
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Entries of a matrix worked on at a time: 1 MiB of float32, which the second-level cache of a CPU core holds.
-_TILE = 1 << 18
+from modcut.ops.sums import check_weights, dtype_of, grads_of, sums_of, tiles
 
 torch.library.define(
     "modcut::share_rows",
@@ -107,7 +106,7 @@ def share_shrink_(
     live = strength > 0
     per_row = torch.where(live, step / torch.where(live, strength, 1.0), 0.0)
     reach = torch.where(col_label >= 0, scale, 0.0).to(per_row.dtype)
-    for rows in _tiles(weight):
+    for rows in tiles(weight):
         cut = torch.outer(per_row[rows], reach) * (row_label[rows, None] != col_label)
         w = weight[rows]
         magnitude = (w.abs().to(cut.dtype) - cut.reshape(*cut.shape, *[1] * (w.ndim - 2))).clamp_(min=0)
@@ -115,21 +114,10 @@ def share_shrink_(
 
 
 # ---- checks, fakes, autograd -----------------------------------------------------------------------------------------
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
 def _check(
     weights: Sequence[Tensor], scales: Tensor, row_labels: Tensor, col_labels: Tensor, k: int, power: int
 ) -> None:
-    if not weights:
-        raise ValueError("weights must hold at least one matrix, got none")
-    rows = cols = 0
-    for i, w in enumerate(weights):
-        if w.dtype not in _FLOATS:
-            raise TypeError(f"weights[{i}] must be float32, float64, bfloat16 or float16, got {w.dtype}")
-        if w.ndim < 2:
-            raise ValueError(f"weights[{i}] must have shape [rows, cols, *kernel], got {list(w.shape)}")
-        rows, cols = rows + w.shape[0], cols + w.shape[1]
+    rows, cols = check_weights(weights, power)
     for name, t, size in (("scales", scales, cols), ("row_labels", row_labels, rows), ("col_labels", col_labels, cols)):
         if t.ndim != 1 or t.shape[0] != size:
             raise ValueError(f"{name} must have shape [{size}] to fit the weights, got {list(t.shape)}")
@@ -141,19 +129,13 @@ def _check(
         raise TypeError(f"scales must be floating point, got {scales.dtype}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    if power not in (1, 2):
-        raise ValueError(f"power must be 1 or 2, got {power}")
-
-
-def _dtype(weights: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32
 
 
 def _share_rows_fake(
     weights: Sequence[Tensor], scales: Tensor, row_labels: Tensor, col_labels: Tensor, k: int, power: int
 ) -> tuple[Tensor, Tensor]:
     _check(weights, scales, row_labels, col_labels, k, power)
-    dtype = _dtype(weights)
+    dtype = dtype_of(weights)
     return torch.empty_like(row_labels, dtype=dtype), torch.empty_like(row_labels, dtype=dtype)
 
 
@@ -180,12 +162,6 @@ def _backward(ctx: Any, grad_leak: Tensor, _grad_strength: Tensor) -> tuple[Any,
 
 
 # ---- kernels: plain torch, for every device --------------------------------------------------------------------------
-def _tiles(weight: Tensor) -> Iterator[slice]:
-    step = max(1, _TILE // max(1, weight[0].numel() if weight.shape[0] else 1))
-    for start in range(0, weight.shape[0], step):
-        yield slice(start, min(start + step, weight.shape[0]))
-
-
 def _tables(scales: Tensor, col_labels: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     """Return s_j 1[c_j = c], [sum C_m, k]: what turns |W| into block sums."""
     modules = torch.arange(k, device=col_labels.device)
@@ -195,18 +171,9 @@ def _tables(scales: Tensor, col_labels: Tensor, k: int, dtype: torch.dtype) -> T
 def _share_rows(
     weights: Sequence[Tensor], scales: Tensor, row_labels: Tensor, col_labels: Tensor, k: int, power: int
 ) -> tuple[Tensor, Tensor]:
-    dtype = _dtype(weights)
+    dtype = dtype_of(weights)
     with torch.autocast(scales.device.type, enabled=False):
-        tables = torch.split(_tables(scales, col_labels, k, dtype), [w.shape[1] for w in weights])
-        sums = torch.empty(row_labels.shape[0], k, dtype=dtype, device=scales.device)  # block sums of every row
-        at = 0
-        for w, table in zip(weights, tables, strict=True):
-            for rows in _tiles(w):
-                a = w[rows].to(dtype)
-                a = a.abs() if power == 1 else a.square()
-                a = a.flatten(2).sum(2) if a.ndim > 2 else a
-                torch.mm(a, table, out=sums[at + rows.start : at + rows.stop])
-            at += w.shape[0]
+        sums = sums_of(weights, _tables(scales, col_labels, k, dtype), power)  # block sums of every row
         strength = sums.sum(1)
         inside = sums.gather(1, row_labels.clamp(min=0)[:, None])[:, 0]
         live = (row_labels >= 0) & ~(strength <= 0)  # NaN stays alive: it must not pass as a silent 0
@@ -228,28 +195,11 @@ def _share_rows_grad(
 ) -> list[Tensor]:
     dtype = leak.dtype
     with torch.autocast(scales.device.type, enabled=False):
-        tables = torch.split(_tables(scales, col_labels, k, dtype), [w.shape[1] for w in weights])
         live = strength != 0
         per_row = torch.where(live, row_weights.to(dtype) / torch.where(live, strength, 1.0), 0.0)
         cross = row_labels[:, None] != torch.arange(k, device=row_labels.device)
         slopes = per_row[:, None] * (cross.to(dtype) - leak[:, None])  # [sum R_m, k]: d/dA_ij depends on (i, c_j) only
-        grads, at = [], 0
-        for w, table in zip(weights, tables, strict=True):
-            grad = None
-            for rows in _tiles(w):
-                da = slopes[at + rows.start : at + rows.stop] @ table.T
-                part = w[rows].to(dtype)
-                part = part.sign() if power == 1 else part * 2
-                part.mul_(da.reshape(*da.shape, *[1] * (w.ndim - 2)))
-                if rows.stop - rows.start == w.shape[0] and part.stride() == w.stride():
-                    grad = part.to(w.dtype)  # a matrix of one tile is not copied again
-                    break
-                grad = torch.empty_like(w) if grad is None else grad
-                grad[rows] = part
-            grad = torch.empty_like(w) if grad is None else grad
-            grads.append(grad)
-            at += w.shape[0]
-        return grads
+        return grads_of(slopes, weights, _tables(scales, col_labels, k, dtype), power)
 
 
 torch.library.register_fake("modcut::share_rows", _share_rows_fake)
