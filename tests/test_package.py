@@ -28,7 +28,7 @@ LAYERS = (
     ("partition",),
     ("clustering", "improve"),
     ("ops", "_norms", "_terms", "_held", "_schedule", "_state", "_coarse", "_soft"),
-    ("_leak", "_labels", "_forms", "_commit"),
+    ("_leak", "_labels", "_forms", "_commit", "_sever"),
     ("_objective",),
     ("loss",),
     ("_budget",),

@@ -23,6 +23,7 @@ _HOME = {
     "CutTree": "modcut.tree",
     "modularity_loss": "modcut.loss",
     "ModularityLoss": "modcut.loss",
+    "sever": "modcut._sever",
     "Partition": "modcut.partition",
     "improve_partition": "modcut.improve",
     "find_modules": "modcut.modules",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modcut.graph.types import Matrix, WeightGraph
+from modcut.graph.types import Block, Matrix, WeightGraph
 
 
 class LiveWeight:
@@ -20,10 +20,11 @@ class LiveWeight:
     Holds the owning submodule weakly, so that a loss never keeps its model alive.
     """
 
-    def __init__(self, model: nn.Module, matrix: Matrix) -> None:
-        name, parameter = _parameter_of(model, matrix)
+    def __init__(self, model: nn.Module, matrix: Matrix | Block) -> None:
+        holder = matrix.name if isinstance(matrix, Matrix) else matrix.source
+        name, parameter = _parameter_of(model, matrix.weight, holder)
         owner_name, _, self._attribute = name.rpartition(".")
-        self.name, self.matrix, self.owner_name = name, matrix.name, owner_name
+        self.name, self.matrix, self.owner_name = name, holder, owner_name
         self._owner = weakref.ref(model.get_submodule(owner_name))
         w = matrix.weight
         self._shape, self._stride = tuple(parameter.shape), parameter.stride()
@@ -69,18 +70,18 @@ class LiveWeight:
         return self.view(self.parameter())
 
 
-def _parameter_of(model: nn.Module, matrix: Matrix) -> tuple[str, Tensor]:
-    storage = matrix.weight.untyped_storage().data_ptr()
+def _parameter_of(model: nn.Module, weight: Tensor, holder: str) -> tuple[str, Tensor]:
+    storage = weight.untyped_storage().data_ptr()
     here = [
         (name, p)
         for name, p in model.named_parameters(remove_duplicate=False)
         if p.untyped_storage().data_ptr() == storage
     ]
     # Several names: tied parameters, or views of one flat buffer. The graph's own name decides.
-    named = [x for x in here if matrix.name == x[0] or matrix.name.startswith(x[0])]
+    named = [x for x in here if holder == x[0] or holder.startswith(x[0])]
     if not here:
         raise ValueError(
-            f"graph must have been traced from this model: none of its parameters holds the weights of {matrix.name}"
+            f"graph must have been traced from this model: none of its parameters holds the weights of {holder}"
         )
     return max(named, key=lambda x: len(x[0])) if named else here[0]
 
