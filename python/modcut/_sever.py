@@ -65,7 +65,8 @@ def sever(g: Any, A: Any, B: Any, *, model: nn.Module | None = None, threads: in
         return torch.tensor(value, dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64, device=parts[0][0].device if parts else None)
     for c, rows, cols in parts:
-        crossing = sum((side[rows, None] != side[cols]).to(c.dtype) for side in (near_a, near_b)) / 2
+        a_cuts, b_cuts = ((side[rows, None] != side[cols]).to(c.dtype) for side in (near_a, near_b))
+        crossing = (a_cuts + b_cuts) / 2
         total = total + (c * crossing.to(c.device)).sum(dtype=torch.float64)
     return total
 
