@@ -250,6 +250,24 @@ def test_the_dial_counts_weights_at_inputs_and_outputs_as_their_share() -> None:
     assert at[0.25] == pytest.approx((at[0.0] + 0.25 * 2 * boundary) / 1.5, rel=1e-5)
 
 
+def test_inputs_and_outputs_have_dials_of_their_own() -> None:
+    model, x = mlp(5, 6, 6, 3), torch.randn(16, 5)
+    labels = labelled(modcut.weight_graph(model), 2)
+    names = {
+        (i, o): loss_of(model, labels, x, inputs=i, outputs=o)._terms.weights for i in (0.0, 1.0) for o in (0.0, 1.0)
+    }
+    got = {key: [w.name for w in weights] for key, weights in names.items()}
+    assert got[0.0, 0.0] == ["2.weight"] and got[1.0, 0.0] == ["0.weight", "2.weight"]
+    assert got[0.0, 1.0] == ["2.weight", "4.weight"] and len(got[1.0, 1.0]) == 3
+    inner, end = (loss_of(model, labels, x, inputs=0.0, outputs=o)().item() for o in (0.0, 1.0))
+    both = loss_of(model, labels, x, inputs=1.0)().item()
+    assert (
+        loss_of(model, labels, x, inputs=0.5, outputs=1.0)().item()
+        == pytest.approx((2 * end + 0.5 * (3 * both - 2 * end)) / 2.5, rel=1e-5)
+        and end != inner
+    )
+
+
 def test_frozen_parameters_count_and_get_no_gradient() -> None:
     model, x = mlp(5, 6, 6, 6, 3), torch.randn(16, 5)
     labels = labelled(modcut.weight_graph(model), 2)

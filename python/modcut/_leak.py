@@ -25,16 +25,25 @@ class Leak(nn.Module):
         graph: its graph.
         k: number of modules.
         edge: ``"contribution"``, ``"abs"`` or ``"square"``.
-        inputs: dial of boundary weights, see :func:`modcut._terms.terms_of`; ``None``: 0, or 1 where nothing else is.
+        inputs: dial of weights at inputs, see :func:`modcut._terms.terms_of`; ``None``: 0, or 1 where nothing else is.
+        outputs: dial of weights at outputs; ``None``: that of inputs.
     """
 
     labels: Tensor
 
-    def __init__(self, model: nn.Module, graph: WeightGraph, k: int, edge: str, inputs: float | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: WeightGraph,
+        k: int,
+        edge: str,
+        inputs: float | None,
+        outputs: float | None = None,
+    ) -> None:
         super().__init__()
         self.graph, self.k, self.edge = graph, k, edge
         self._model = weakref.ref(model)
-        self._terms, self.inputs = _layout(model, graph, inputs)
+        self._terms, self.inputs, self.outputs = _layout(model, graph, inputs, outputs)
         double = any(w.parameter().dtype == torch.float64 for w in self._terms.weights)
         dtype = torch.float64 if double else torch.float32
         device = self._terms.weights[0].parameter().device
@@ -282,14 +291,17 @@ def _sums(weight: Tensor) -> Tensor:
     return torch.cat([a.sum(tuple(range(1, a.ndim))), a.transpose(0, 1).flatten(1).sum(1)])
 
 
-def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> tuple[Terms, float]:
-    dial = 0.0 if inputs is None else float(inputs)
-    terms = terms_of(model, graph, dial)
-    if not terms.weights and inputs is None:
-        dial = 1.0
-        terms = terms_of(model, graph, dial)
+def _layout(
+    model: nn.Module, graph: WeightGraph, inputs: float | None, outputs: float | None
+) -> tuple[Terms, float, float]:
+    first = 0.0 if inputs is None else float(inputs)
+    last = first if outputs is None else float(outputs)
+    terms = terms_of(model, graph, first, last)
+    if not terms.weights and inputs is None and outputs is None:
+        first = last = 1.0
+        terms = terms_of(model, graph, first, last)
     if not terms.weights:
-        if graph.matrices and not inputs:
+        if graph.matrices and not (first or last):
             raise ValueError(
                 "inputs must be above 0 for this model: each of its weight matrices touches its inputs or outputs"
             )
@@ -297,4 +309,4 @@ def _layout(model: nn.Module, graph: WeightGraph, inputs: float | None) -> tuple
             f"model must have a weight matrix between neurons, the graph of {type(model).__name__} has none"
             + (f" (not covered: {graph.not_covered[0][0]}: {graph.not_covered[0][1]})" if graph.not_covered else "")
         )
-    return terms, dial
+    return terms, first, last

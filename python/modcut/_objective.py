@@ -20,7 +20,7 @@ class Objective(Leak):
     """The leak of a model, and the forms of the loss built on the same strengths and labels.
 
     Args:
-        model, graph, k, edge, inputs: as :class:`modcut._leak.Leak`.
+        model, graph, k, edge, inputs, outputs: as :class:`modcut._leak.Leak`.
         method: ``share`` (the leak), ``ncut``, ``tree`` or ``spectral``.
         assignment: ``hard`` or ``soft`` labels; soft ones exist for ``share`` and ``ncut``.
     """
@@ -32,13 +32,14 @@ class Objective(Leak):
         k: int,
         edge: str,
         inputs: float | None,
+        outputs: float | None = None,
         *,
         method: str = "share",
         assignment: str = "hard",
     ) -> None:
         if assignment == "soft" and method not in ("share", "ncut"):
             raise ValueError(f'assignment "soft" exists for methods "share" and "ncut", got method {method!r}')
-        super().__init__(model, graph, k, edge, inputs)
+        super().__init__(model, graph, k, edge, inputs, outputs)
         self.method, self.assignment = method, assignment
         self._soft: Tensor | None = None
         self._tree: CoarseTree | None = None

@@ -99,7 +99,7 @@ class Terms:
     row_group: Tensor
     """int64 [R]: the axis class a row is averaged in."""
     group_weight: Tensor
-    """float64 [G]: 1 for inner classes, the dial for boundary classes."""
+    """float64 [G]: 1 for inner classes, the dial for classes at inputs or outputs."""
     group_names: tuple[str, ...]
     widths: tuple[int, ...]
     """Columns of every term."""
@@ -109,13 +109,13 @@ class Terms:
     """Matrices that are no term and read inner neurons: their inputs show which neurons are dead."""
 
 
-def terms_of(model: nn.Module, graph: WeightGraph, inputs: float) -> Terms:
+def terms_of(model: nn.Module, graph: WeightGraph, inputs: float, outputs: float) -> Terms:
     """Lay out every matrix of the graph that the loss reads.
 
     Rows are averaged inside axis classes: the family of the target space; in a residual stream, which many layers write
     to, each writing matrix is a class of its own (otherwise all writers together would count as much as one reader).
-    Weights that start at an input or end at an output are boundary classes, counted with the dial ``inputs``; at 0 they
-    are left out. Rows and columns without a vertex belong to no term.
+    Weights that start at an input, or end at an output, are classes of their own, counted with the dials ``inputs`` and
+    ``outputs``; at 0 they are left out. Rows and columns without a vertex belong to no term.
     """
     space_of = torch.full((graph.n + 1,), -1, dtype=torch.int64)
     outer = torch.zeros(graph.n + 1, dtype=torch.bool)
@@ -123,23 +123,25 @@ def terms_of(model: nn.Module, graph: WeightGraph, inputs: float) -> Terms:
         space_of[s.vertices] = i
         outer[s.vertices] = s.kind in ("input", "output")
     weights, matrices, rows, cols, groups = [], [], [], [], []
-    names: dict[tuple[str, bool], int] = {}
+    names: dict[tuple[str, str], int] = {}
+    dials = {"": 1.0, "inputs": inputs, "outputs": outputs}
     for m in graph.matrices:
         row, col = m.row_vertex.cpu(), m.col_vertex.cpu()
         inner_row, inner_col = torch.where(outer[row], -1, row), torch.where(outer[col], -1, col)
-        sorts = [(False, inner_row, inner_col)]
-        if inputs > 0:  # what reads inputs, what writes outputs
-            sorts.append((True, inner_row, torch.where(outer[col], col, -1)))
-            sorts.append((True, torch.where(outer[row], row, -1), col))
+        sorts = (
+            ("", inner_row, inner_col),
+            ("inputs", inner_row, torch.where(outer[col], col, -1)),
+            ("outputs", torch.where(outer[row], row, -1), col),
+        )
         live = None
-        for boundary, r, c in sorts:
-            if not bool((r >= 0).any()) or not bool((c >= 0).any()):
+        for end, r, c in sorts:
+            if not dials[end] or not bool((r >= 0).any()) or not bool((c >= 0).any()):
                 continue
             live = LiveWeight(model, m) if live is None else live
             group = torch.zeros_like(r)
             for i in sorted(set(space_of[r[r >= 0]].tolist())):
                 space = graph.spaces[i]
-                key = (m.name if space.kind == "residual" else space.family or space.name, boundary)
+                key = (m.name if space.kind == "residual" else space.family or space.name, end)
                 group[(space_of[r] == i) & (r >= 0)] = names.setdefault(key, len(names))
             weights.append(live)
             matrices.append(m)
@@ -153,8 +155,8 @@ def terms_of(model: nn.Module, graph: WeightGraph, inputs: float) -> Terms:
         row_vertex=torch.cat(rows or [none]),
         col_vertex=torch.cat(cols or [none]),
         row_group=torch.cat(groups or [none]),
-        group_weight=torch.tensor([inputs if b else 1.0 for _, b in names], dtype=torch.float64),
-        group_names=tuple(f"{name} (boundary)" if b else name for name, b in names),
+        group_weight=torch.tensor([dials[end] for _, end in names], dtype=torch.float64),
+        group_names=tuple(f"{name} ({end})" if end else name for name, end in names),
         widths=tuple(c.numel() for c in cols),
         heights=tuple(r.numel() for r in rows),
         witnesses=tuple(

@@ -85,8 +85,9 @@ class ModularityLoss(Objective):
         refresh: look for a better partition every so many steps, until half way to the commit or the end (kept only if
             it lowers the leak by 2 %); ``None``: the first one stays, which is what worked.
         gather: steps before a partition is looked for in which usage is gathered.
-        inputs: dial in [0, 1] for weights that start at inputs or embeddings or end at outputs, 0 leaves them out.
-            Default: 0, or 1 where the network has no other weights (one hidden layer).
+        inputs: dial in [0, 1] for weights that start at inputs or embeddings, 0 leaves them out. Default: 0, or 1 where
+            the network has no other weights (one hidden layer).
+        outputs: the same for weights that end at outputs. Default: as ``inputs``.
         example_inputs: for tracing the graph, see :func:`modcut.weight_graph`.
         data: batches to find the functional partition on, instead of gathering while training.
         loss_fn: ``loss_fn(model, batch)`` for ``data``, where the model returns no loss.
@@ -122,6 +123,7 @@ class ModularityLoss(Objective):
         refresh: int | None = None,
         gather: int = 64,
         inputs: float | None = None,
+        outputs: float | None = None,
         example_inputs: Any = None,
         data: Any = None,
         loss_fn: Any = None,
@@ -138,6 +140,7 @@ class ModularityLoss(Objective):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {choice!r}")
         _check_range("lam", lam, 0.0, math.inf)
         _check_range("inputs", inputs, 0.0, 1.0)
+        _check_range("outputs", outputs, 0.0, 1.0)
         _check_range("interface", interface, 0.0, 1.0)
         for name, value in (("refresh", refresh), ("gather", gather)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -156,7 +159,7 @@ class ModularityLoss(Objective):
         if partition is not None:
             labels, k = given_labels(graph, partition)
         check_k(graph, k)
-        super().__init__(model, graph, k, edge, inputs, method=method, assignment=assignment)
+        super().__init__(model, graph, k, edge, inputs, outputs, method=method, assignment=assignment)
         self.seed, self._lam = seed, float(lam)
         self._data, self._loss_fn = data, loss_fn
         self.schedule, self.interface = schedule, 0.0 if interface is None and commit is not None else interface
@@ -543,6 +546,7 @@ class ModularityLoss(Objective):
             refresh=self.refresh,
             gather=self.gather,
             inputs=self.inputs,
+            outputs=self.outputs,
             data=self._data,
             loss_fn=self._loss_fn,
         )
