@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +13,10 @@ from torch import Tensor, nn
 import hand_built
 import modcut
 from modcut.loss import ModularityLoss
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import baselines
 
 
 def net(seed: int = 0) -> tuple[nn.Sequential, Tensor, Tensor]:
@@ -29,24 +37,40 @@ def value(model: nn.Module, labels: Tensor, x: Tensor, edge: str = "contribution
     return crit().item()
 
 
-@torch.no_grad()
+NAMES = ("2.weight", "4.weight")
+
+
+def hidden(model: nn.Sequential, labels: Tensor) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The hidden matrices and the labels of their rows and columns: what the published losses read."""
+    weights = [model.get_parameter(n).detach() for n in NAMES]
+    return weights, [(labels[18:30], labels[6:18]), (labels[30:42], labels[18:30])]
+
+
 def golechha(model: nn.Sequential, labels: Tensor) -> float:
     """Share of squared weight inside modules (the published clusterability), to be shown being fooled."""
-    graph = modcut.weight_graph(model)
-    masks = modcut.partition.cross_masks(graph, labels)  # type: ignore[attr-defined]
-    names = ("2.weight", "4.weight")
-    cross = sum(float(model.get_parameter(n)[masks[n]].square().sum()) for n in names)
-    return 1 - cross / sum(float(model.get_parameter(n).square().sum()) for n in names)
+    return float(baselines.clusterability(*hidden(model, labels)))
+
+
+def filan(model: nn.Sequential, k: int = 2) -> float:
+    """The published eigenvalue regulariser."""
+    return float(baselines.eigenvalue_regulariser([model.get_parameter(n).detach() for n in NAMES], k))
 
 
 @pytest.mark.parametrize("edge", ["contribution", "abs", "square"])
 @torch.no_grad()
 def test_shrinking_all_weights_gains_nothing(edge: str) -> None:
     model, labels, x = net()
-    before = value(model, labels, x, edge)
+    weights, _ = hidden(model, labels)
+    before, l1, bimt = (
+        value(model, labels, x, edge),
+        float(baselines.l1(weights)),
+        float(baselines.Bimt(weights).loss()),
+    )
     for p in model.parameters():
         p.mul_(1e-3)
     assert value(model, labels, x, edge) == pytest.approx(before, rel=0.05 if edge == "contribution" else 1e-5)
+    assert float(baselines.l1(weights)) < 0.01 * l1, "L1 is satisfied"
+    assert float(baselines.Bimt(weights).loss()) < 0.01 * bimt, "and so is BIMT"
 
 
 def test_the_gradient_has_no_component_along_the_scale_of_a_row() -> None:
@@ -63,6 +87,7 @@ def test_the_gradient_has_no_component_along_the_scale_of_a_row() -> None:
 def test_rescaling_neurons_fools_squared_weights_and_not_the_loss() -> None:
     model, labels, x = net()
     before, published, out = value(model, labels, x), golechha(model, labels), model(x)
+    spectrum = filan(model)
     # One large pair of neurons in the same module: rows up, the columns that read them down, same function.
     hidden = labels[6 + 12 : 6 + 24]
     middle = (model[2].weight.abs() * (labels[6 : 6 + 12] == hidden[:, None])).sum(1) / model[2].weight.abs().sum(1)
@@ -72,7 +97,8 @@ def test_rescaling_neurons_fools_squared_weights_and_not_the_loss() -> None:
     model[4].weight.div_(c)
     torch.testing.assert_close(model(x), out, rtol=1e-3, atol=1e-4)
     assert abs(golechha(model, labels) - published) > 0.02
-    assert value(model, labels, x) == pytest.approx(before, rel=1e-5)
+    assert filan(model) < 0.7 * spectrum, "the eigenvalues fall without any change of the function"
+    assert abs(value(model, labels, x) - before) < 1e-5
 
 
 @torch.no_grad()
@@ -93,6 +119,8 @@ def test_many_tiny_cross_weights_count_by_what_they_carry_together() -> None:
     own = labels[18:30, None] == labels[6:18]
     w.copy_(torch.where(own, 0.0, 1e-3))
     w[torch.arange(12), torch.arange(12)] = 6e-3  # the six tiny cross weights of a row add up to its one inner weight
+    first = hidden(model, labels)[0][:1], hidden(model, labels)[1][:1]
+    assert float(baselines.clusterability(*first)) > 0.85, "squares say: nearly all inside"
     row = ModularityLoss(model, partition=labels, edge="abs")
     assert row.leak().item() == pytest.approx((0.5 + value_of_layer(model, labels, "4.weight")) / 2, rel=1e-4)
 
@@ -170,5 +198,108 @@ def test_one_label_a_neuron_not_one_a_matrix() -> None:
         own = labels[18:30, None] == labels[6:18]
         model[2].weight.copy_(torch.where(own, model[2].weight, 0.0))
         model[4].weight.copy_(torch.where(~own, model[4].weight, 0.0))  # reads only the other module
+    weights, pairs = hidden(model, labels)
+    untied = [pairs[0], (pairs[1][0], 1 - pairs[1][1])]  # as published: each matrix has labels of its own
+    assert float(baselines.clusterability(weights, untied)) == 1
     assert golechha(model, labels) < 0.9
     assert value(model, labels, x) == pytest.approx(0.5, abs=1e-6)  # 0 in the first layer, 1 in the second
+
+
+@torch.no_grad()
+def test_a_module_that_is_dead_counts_as_leaking_not_as_separate() -> None:
+    """Training can switch a module off: nothing crosses any more, and nothing of it works."""
+    model, labels, x = net()
+    before = value(model, labels, x)
+    for i, at in ((2, 18), (4, 30)):
+        own = labels[at : at + 12, None] == labels[at - 12 : at]
+        model[i].weight.copy_(torch.where(own, model[i].weight, 0.0))
+        model[i].bias[labels[at : at + 12] == 1] = -1e3
+    assert golechha(model, labels) == 1, "published: perfect"
+    assert value(model, labels, x) == pytest.approx(0.5), "half of the neurons belong to a module that is dead"
+    assert before > 0.3
+
+
+@torch.no_grad()
+def test_a_junk_pair_satisfies_the_eigenvalues_and_is_two_rows_of_24_here() -> None:
+    """Two neurons that talk only to each other: a second component, so the second eigenvalue is 0."""
+    model, labels, x = net()
+    before, spectrum = value(model, labels, x), filan(model)
+    first, second = model[2].weight, model[4].weight
+    first[:, 0] = 0  # neuron 6 feeds neuron 18 alone, which feeds neuron 30 alone
+    first[0] = 0
+    first[0, 0] = 1.0
+    second[:, 0] = 0
+    second[0] = 0
+    second[0, 0] = 1.0
+    model[2].bias[0] = model[4].bias[0] = 0.5
+    assert spectrum > 0.2 and filan(model) == pytest.approx(0, abs=1e-6)
+    assert value(model, labels, x) > 0.75 * before
+
+
+@torch.no_grad()
+def test_everything_in_one_module_is_what_learned_labels_collapse_to() -> None:
+    model, labels, _ = net()
+    weights, pairs = hidden(model, labels)
+    graph = baselines.layered_adjacency(weights).double()
+    one, half = torch.zeros(36, 2), torch.nn.functional.one_hot(labels[6:42], 2).float()
+    one[:, 0] = 1
+    cut = [float(baselines.min_cut_pool(graph, s.double())[0]) for s in (one, half)]
+    assert cut[0] == pytest.approx(-1) and cut[1] > -0.8, "the cut term alone prefers one module"
+    assert float(baselines.clusterability(weights, [(a * 0, b * 0) for a, b in pairs])) == 1
+    crit = ModularityLoss(model, k=2, warmup=0)
+    assert torch.bincount(crit.labels[6:18]).tolist() == [6, 6], "here labels are balanced in every layer"
+
+
+@torch.no_grad()
+def test_tiny_modules_and_blocks_of_layers_raise_published_scores_and_are_no_labels_here() -> None:
+    model, labels, _ = net()
+    weights, _ = hidden(model, labels)
+    tiny = [torch.zeros(12, dtype=torch.int64) for _ in range(3)]
+    for t in tiny:
+        t[0] = 1
+    assert float(baselines.clusterability(weights, [(tiny[1], tiny[0]), (tiny[2], tiny[1])])) > 0.75
+    graph = baselines.layered_adjacency([torch.randn(12, 12, dtype=torch.float64) for _ in range(3)])
+    depth = torch.nn.functional.one_hot(torch.tensor([0] * 24 + [1] * 24), 2).double()
+    random = torch.nn.functional.one_hot(torch.arange(48) % 2, 2).double()
+    assert float(baselines.dmon(graph, depth)[0]) < float(baselines.dmon(graph, random)[0]), "DMoN prefers depth"
+    for k, seed in itertools.product((2, 3), range(3)):
+        crit = ModularityLoss(model, k=k, warmup=0, seed=seed)
+        for at in (6, 18, 30):
+            assert set(torch.bincount(crit.labels[at : at + 12], minlength=k).tolist()) == {12 // k}
+
+
+@torch.no_grad()
+def test_norm_gains_and_value_scales_fool_squares_in_a_transformer() -> None:
+    model, tokens = hand_built.gpt()[0], torch.randint(12, (4, 10))
+    graph = modcut.weight_graph(model, tokens)
+    labels = torch.arange(graph.n) % 2
+    heads: dict[str, int] = {}
+    for s in graph.spaces:
+        if s.head:
+            labels[s.vertices] = heads.setdefault(s.head, len(heads) % 2)
+
+    values = next(m for m in graph.matrices if m.name == "layers.0.v.weight")
+    pair = (labels[values.row_vertex], labels[values.col_vertex])
+
+    def both() -> tuple[float, float]:
+        crit = ModularityLoss(model, partition=labels, graph=graph)
+        model.train()
+        model(tokens)
+        return crit().item(), float(baselines.clusterability([values.weight], [pair]))
+
+    ours, published = both()
+    out = model(tokens)
+    layer = model.layers[0]
+    c = torch.where(pair[1] == 0, 8.0, 1 / 8)
+    layer.ln1.weight.div_(c)
+    layer.ln1.bias.div_(c)
+    for reader in (layer.q, layer.k, layer.v):
+        reader.weight.mul_(c)
+    v = torch.where(pair[0] == 0, 4.0, 0.25)
+    layer.v.weight.mul_(v[:, None])
+    layer.v.bias.mul_(v)
+    layer.o.weight.div_(v)
+    torch.testing.assert_close(model(tokens), out, rtol=1e-3, atol=1e-4)
+    after = both()
+    assert abs(after[0] - ours) < 1e-5
+    assert published < 0.7 and after[1] > 0.98, "squares: now nearly all inside"

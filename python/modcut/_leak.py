@@ -85,7 +85,8 @@ class Leak(nn.Module):
             raise RuntimeError("the leak needs a partition, there is none before the warm-up is over")
         weights = [w.get() for w in self._terms.weights]
         leak, strength = share_rows(weights, *self._arguments(weights), power=self._power)
-        value = (leak * self._row_weights(strength)).sum()
+        row_weight, dead = self._row_parts(strength)
+        value = (leak * row_weight).sum() + dead
         if not torch.compiler.is_compiling() and value.device.type == "cpu" and not bool(torch.isfinite(value)):
             self._check_weights()
         return value
@@ -96,8 +97,8 @@ class Leak(nn.Module):
         weights = [w.get() for w in self._terms.weights]
         arguments = self._arguments(weights)
         leak, strength = share_rows(weights, *arguments, power=self._power)
-        omega = self._row_weights(strength)
-        value = float((leak * omega).sum())
+        omega, dead = self._row_parts(strength)
+        value = float((leak * omega).sum() + dead)
         if not math.isfinite(value):
             self._check_weights()
         if scale:
@@ -245,15 +246,30 @@ class Leak(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _row_weights(self, strength: Tensor) -> Tensor:
-        """Return how much each row counts in the mean, [R]: 0 for rows that are not live; they add up to 1."""
+    def _row_parts(self, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how much each row counts in the mean, [R], and how much dead modules do; together they add up to 1.
+
+        Rows that are not live count 0. But where *all* rows that a module has in a class are dead, nothing of it is
+        left to leak, and a network would look the more modular the more modules have died: those rows count as leak 1.
+        """
         index = self._index
+        group, label = index["row_group"], index["row_label"]
+        labelled = label >= 0
         live = self._live(index) & (strength != 0)
         groups = index["group_weight"].to(strength.dtype)
-        count = torch.zeros_like(groups).index_add_(0, index["row_group"], live.to(groups.dtype))
-        groups = torch.where(count > 0, groups, 0.0)
+        cell = group * self.k + label.clamp(min=0)
+        alive = torch.zeros(groups.numel() * self.k, dtype=groups.dtype, device=cell.device)
+        alive.index_add_(0, cell, live.to(groups.dtype))
+        dead = labelled & (alive[cell] == 0)
+        count = torch.zeros_like(groups).index_add_(0, group, (live | dead).to(groups.dtype))
+        # A class without any live row (a layer that is off, or was pruned away) is no evidence of anything.
+        some = torch.zeros_like(groups).index_add_(0, group, live.to(groups.dtype)) > 0
+        groups = torch.where(some, groups, 0.0)
         share = groups / (count.clamp(min=1) * groups.sum().clamp(min=torch.finfo(groups.dtype).tiny))
-        return torch.where(live, share[index["row_group"]], 0.0)
+        return torch.where(live, share[group], 0.0), torch.where(dead, share[group], 0.0).sum()
+
+    def _row_weights(self, strength: Tensor) -> Tensor:
+        return self._row_parts(strength)[0]
 
     def _dials(self) -> Tensor:
         """Return the dial of every row's class, [R]."""

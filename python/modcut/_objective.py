@@ -77,7 +77,7 @@ class Objective(Leak):
                 value = _forms.ncut(self._mixing(weights, label))
             else:
                 sums, rows, row_weight = self._sums(weights, label)
-                value = _forms.share(sums, rows, row_weight)
+                value = _forms.share(sums, rows, row_weight) + self._row_parts(sums.detach().sum(1))[1]
         self._must_be_finite(value.detach())
         return value
 

@@ -5,7 +5,7 @@
 ``s_j`` is the root mean square of the input that the weight actually reads (running, not differentiated), so no
 rescaling of neurons, normalisation gains or value/output pairs moves L. The mean is over the live target neurons of
 each axis class and then over classes; labels are one per neuron over the whole network. L is in [0, 1], 0 exactly when
-no weight crosses modules (:mod:`modcut.ops.share` has the operator and its closed-form gradient,
+no weight crosses modules and no module is dead (:mod:`modcut.ops.share` has the operator and its closed-form gradient,
 :mod:`modcut._objective` the other forms).
 
 A low leak is not independence: judge a network by deleting its cross-module weights (:func:`modcut.cut_and_run`).
@@ -62,7 +62,8 @@ class ModularityLoss(Objective):
 
     The model is held weakly. Frozen parameters count in the value and receive no gradient; weights without a place in
     the graph do not count (``crit.graph.not_covered``). Dead neurons (no incoming weight, or an output that was never
-    anything but 0) are not averaged in: they cannot pose as isolated modules.
+    anything but 0) are not averaged in: they cannot pose as isolated modules. A module all of whose neurons in a layer
+    are dead counts there as leaking entirely.
 
     Args:
         model: any module; wrappers of torch.compile and DistributedDataParallel are looked through.
