@@ -261,7 +261,7 @@ def test_a_path_over_twenty_decades_is_mended_on_either_side_of_the_root() -> No
 def test_edges_that_cannot_be_mended_weigh_what_they_induce_and_are_not_called_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("modcut._settle._REPAIRS", 0)
+    monkeypatch.setattr("modcut._engine.REPAIRS", 0)
     w = torch.zeros(5, 5, dtype=torch.float64)
     for i, j, x in ((0, 2, 6.4837e-13), (1, 2, 0.1050797), (1, 3, 6e4), (3, 4, 6e5)):
         w[i, j] = w[j, i] = x

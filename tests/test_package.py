@@ -19,7 +19,7 @@ LAYERS = (
     ("_native", "_require", "_batches", "_arrays", "_transport", "_files", "_notebook", "provenance"),
     ("_problem",),
     ("tree",),
-    ("_settle", "_contract"),
+    ("_contract",),
     ("_engine",),
     ("_isolate", "_recertify"),
     ("cuts",),

@@ -69,6 +69,12 @@ cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
             s.eps = value.cast<double>();
             if (!(s.eps >= 0 && s.eps <= 1))
                 throw py::value_error("settings['eps'] must be in [0, 1], got " + std::to_string(s.eps));
+        } else if (key == "repairs") {
+            const long long r = whole();
+            if (r < 0) throw py::value_error("settings['repairs'] must not be negative, got " + std::to_string(r));
+            s.repairs = r;
+        } else if (key == "reductions") {
+            s.reductions = py::bool_(py::reinterpret_borrow<py::object>(value));
         } else if (key == "representation") {
             const std::string v = text();
             if (v != "auto" && v != "block" && v != "csr")
@@ -84,8 +90,9 @@ cpu::Settings settings_of(const py::dict& d, const GraphView& g) {
                      : v == "push_relabel" ? FlowKind::push_relabel
                                            : FlowKind::automatic;
         } else {
-            throw py::value_error("unknown setting '" + key +
-                                  "': known are certificates, flows, threads, seed, eps, representation, flow");
+            throw py::value_error(
+                "unknown setting '" + key +
+                "': known are certificates, flows, threads, seed, eps, repairs, reductions, representation, flow");
         }
     }
     return s;
@@ -145,7 +152,22 @@ py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, con
     return py::dict("flows"_a = r.flows, "certified"_a = r.certified, "passes"_a = r.passes, "seconds"_a = since(start),
                     "seconds_certificates"_a = r.seconds_certificates, "root"_a = r.root, "exact"_a = r.exact,
                     "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = proof,
-                    "components"_a = r.components, "representation"_a = r.representation, "fallbacks"_a = r.fallbacks);
+                    "components"_a = r.components, "representation"_a = r.representation, "fallbacks"_a = r.fallbacks,
+                    "repairs"_a = r.repairs, "reduced"_a = r.reduced);
+}
+
+double settle_tree(int64_t n, const py::list& blocks, const py::object& csr, const py::object& parent,
+                   const py::object& weight, const py::object& lower, const py::object& certified,
+                   const py::dict& settings) {
+    const GraphView g = graph(n, blocks, csr);
+    const cpu::Settings set = settings_of(settings, g);
+    const TreeOut tree{static_cast<int64_t*>(vector_of(parent, "parent", n, {Kind::i64}).data),
+                       static_cast<double*>(vector_of(weight, "weight", n, {Kind::f64}).data),
+                       static_cast<double*>(vector_of(lower, "lower", n, {Kind::f64}).data),
+                       static_cast<uint8_t*>(vector_of(certified, "certified", n, {Kind::u8}).data)};
+    py::gil_scoped_release release;
+    SignalPoll poll;
+    return cpu::settle_tree(g, tree, set, poll);
 }
 
 py::dict global_cut(int64_t n, const py::list& blocks, const py::object& csr, const py::object& side_out,
@@ -243,6 +265,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("gomory_hu", &b::gomory_hu, "n"_a, "blocks"_a, "csr"_a, "parent_out"_a, "weight_out"_a, "lower_out"_a,
           "certified_out"_a, "settings"_a);
     m.def("global_cut", &b::global_cut, "n"_a, "blocks"_a, "csr"_a, "side_out"_a, "settings"_a);
+    m.def("settle_tree", &b::settle_tree, "n"_a, "blocks"_a, "csr"_a, "parent"_a, "weight"_a, "lower"_a, "certified"_a,
+          "settings"_a);
     m.def("cut_values", &b::cut_values, "n"_a, "blocks"_a, "csr"_a, "labels"_a, "out"_a, "settings"_a);
     m.def("degree_cpu", &b::degree_cpu, "n"_a, "blocks"_a, "csr"_a, "out"_a, "settings"_a);
     m.def("degree_cuda", &b::degree_cuda, "block"_a, "row_out"_a, "col_out"_a, "stream"_a);

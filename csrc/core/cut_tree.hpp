@@ -9,19 +9,15 @@
 #include <vector>
 
 #include "core/certificates.hpp"
+#include "core/decompose.hpp"
+#include "core/settle.hpp"
 #include "core/st_cut.hpp"
 
 namespace modcut {
 
-struct TreeOut {
-    int64_t* parent;     // [n]
-    double* weight;      // [n]
-    double* lower;       // [n]
-    uint8_t* certified;  // [n]
-};
-
 struct TreeReport {
-    int64_t flows = 0, certified = 0, nontrivial = 0, root = -1, components = 0, fallbacks = 0;
+    int64_t flows = 0, certified = 0, nontrivial = 0, root = -1, components = 0, fallbacks = 0, repairs = 0;
+    int64_t reduced = 0;  // vertices whose cut follows from bridges, blocks and chains
     double passes = 0, gap = 0;
     bool exact = true;
     Gap nu;
@@ -147,6 +143,8 @@ struct TreeSettings {
     int representation = 0;  // 0 auto, 1 block, 2 csr
     double eps = 0;          // 0: exact; otherwise every lower bound is at least weight / (1 + eps)
     bool flows = true;       // false: certificates only; what they leave is a leaf with lower bound 0
+    bool reductions = true;
+    int64_t repairs = 50;
 };
 
 // The tree of the groups as a graph of their own, rooted at the group of `root`. False where a cut that takes a hub
@@ -188,12 +186,15 @@ inline bool link_modules(const GraphView& g, const ModuleProof& m, int32_t root,
     return true;
 }
 
+namespace detail {
+
+inline constexpr uint8_t kReduced = 8;  // CutTree's code for a cut that follows from the graph's structure
+
+// Components, stars, flows: the cut tree of a graph as it is.
 template <class Clock>
-TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut out, Poll& poll, Clock&& seconds) {
-    TreeReport report;
+void tree_of_core(const GraphView& g, const Degrees& deg, const TreeSettings& settings, TreeOut out, TreeReport& report,
+                  Poll& poll, Clock&& seconds) {
     const int64_t n = g.n;
-    if (n == 0) return report;
-    const Degrees deg = degrees(g, settings.certificates.threads);
     const Components comp = components(g, poll);
     report.components = comp.count;
     const double before = seconds();
@@ -218,9 +219,9 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
             for (int64_t x = 0; x < n; ++x)
                 if (stars.proof[x] == Proof::module) stars.proof[x] = Proof::flow;
     }
-    report.seconds_certificates = seconds() - before;
+    report.seconds_certificates += seconds() - before;
     report.nu = stars.gap;
-    report.passes = 2 + stars.passes;
+    report.passes += 2 + stars.passes;
     // Components first: cuts of value 0 between their hubs. Then stars inside, and stars in stars.
     int32_t root = stars.hub[0];
     for (int32_t h : stars.hub)
@@ -235,7 +236,6 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
         out.weight[x] = is_root ? inf : is_hub ? 0.0 : stars.weight[x];
         out.lower[x] = is_root ? inf : is_hub ? 0.0 : stars.lower[x];
         out.certified[x] = is_root ? 0 : is_hub ? uint8_t(Proof::component) : uint8_t(stars.proof[x]);
-        report.certified += out.certified[x] != 0;
         report.nontrivial += !is_hub && (stars.proof[x] == Proof::merged || stars.proof[x] == Proof::quotient);
         if (!is_hub && stars.proof[x] == Proof::flow) order.push_back(int32_t(x));
         if (!is_hub && out.weight[x] > out.lower[x]) {
@@ -249,17 +249,166 @@ TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut ou
             report.exact = false;
             report.gap = 1;
         }
-    if (order.empty() || !settings.flows) return report;
+    if (!settings.flows && !order.empty()) return;
+    auto finish = [&]<class Arcs>() {
+        if (g.integral || n < 3) return;
+        const Settled settled = settle<Arcs>(g, deg, out, settings.kind, settings.repairs, poll);
+        report.root = settled.root;
+        report.repairs += settled.repairs;
+        report.gap = std::max(report.gap, settled.gap);
+        report.exact = report.exact && report.gap <= tolerance(g);
+    };
+    const bool csr = prefers_csr(g, deg, settings.representation);
+    if (order.empty()) {
+        // Stars weigh their strengths; only cuts between modules need to be summed again.
+        csr ? finish.template operator()<CsrArcs>() : finish.template operator()<BlockArcs>();
+        return;
+    }
     std::stable_sort(order.begin(), order.end(),
                      [&](int32_t a, int32_t b) { return g.integral ? deg.di[a] > deg.di[b] : deg.d[a] > deg.d[b]; });
     Classes classes(n);
     for (int64_t x = 0; x < n; ++x)
         if (stars.proof[x] != Proof::flow)
             classes.learn(stars.lower[x], int32_t(x), stars.against.empty() ? stars.hub[comp.of[x]] : stars.against[x]);
-    if (prefers_csr(g, deg, settings.representation))
+    if (csr)
         run_flows<CsrArcs>(g, deg, order, classes, settings.kind, settings.eps, out, report, poll);
     else
         run_flows<BlockArcs>(g, deg, order, classes, settings.kind, settings.eps, out, report, poll);
+    csr ? finish.template operator()<CsrArcs>() : finish.template operator()<BlockArcs>();
+}
+
+// The cut tree put together from those of blocks, where chains have become edges.
+template <class Clock>
+void tree_by_blocks(const GraphView& g, const Degrees& deg, const TreeSettings& settings, TreeOut out,
+                    TreeReport& report, Poll& poll, Clock&& seconds) {
+    const int64_t n = g.n;
+    const MergedRows rows(g, poll);
+    std::vector<LightEdge> edges;
+    edges.reserve(n);
+    std::vector<int32_t> hubs;
+    report.passes += 3;
+    const double arcs = std::max<double>(1, double(rows.target.size()));
+    bool whole = false;  // one block, nothing to reduce: leave the graph in the form it has
+    auto of_block = [&](const Block& block) {
+        const auto& name = block.vertices;
+        if (name.size() == 2) {
+            edges.push_back({name[0], name[1], block.capacity[0], block.capacity[0], kReduced});
+            return;
+        }
+        const SeriesReduction chains(block);
+        const Block core = chains.core();
+        std::vector<LightEdge> tree;
+        if (core.vertices.size() == 2) {
+            tree.push_back({core.vertices[0], core.vertices[1], core.capacity[0], core.capacity[0], kReduced});
+        } else {
+            if (int64_t(core.vertices.size()) == n && !g.has_csr) {
+                whole = true;
+                return;
+            }
+            const OwnedCsr part(core, g);
+            const int64_t k = part.view.n;
+            const Degrees part_deg = degrees(part.view, 1);
+            std::vector<int64_t> parent(k);
+            std::vector<double> weight(k), lower(k);
+            std::vector<uint8_t> code(k);
+            TreeReport r;
+            TreeSettings how = settings;
+            if (chains.removed() > 0)
+                how.eps = how.certificates.eps = 0;  // a chain's vertices go by what is exactly true of its ends
+            tree_of_core(part.view, part_deg, how, {parent.data(), weight.data(), lower.data(), code.data()}, r, poll,
+                         seconds);
+            report.flows += r.flows, report.fallbacks += r.fallbacks, report.nontrivial += r.nontrivial;
+            report.repairs += r.repairs, report.seconds_certificates += r.seconds_certificates;
+            report.passes += r.passes * double(part.view.csr.nnz) / arcs;
+            report.gap = std::max(report.gap, r.gap);
+            report.exact = report.exact && r.exact;
+            if (r.flows > 0) report.representation = r.representation;
+            if (2 * k > n) report.nu = r.nu;
+            for (int64_t v = 0; v < k; ++v)
+                if (parent[v] >= 0)
+                    tree.push_back({core.vertices[v], core.vertices[parent[v]],
+                                    g.integral ? Wide::of(int64_t(weight[v])) : Wide::of(weight[v]),
+                                    g.integral ? Wide::of(int64_t(lower[v])) : Wide::of(lower[v]), code[v]});
+        }
+        if (chains.removed() > 0) tree = chains.expand(tree, kReduced);
+        for (LightEdge& e : tree) {
+            e.a = name[e.a], e.b = name[e.b];
+            edges.push_back(e);
+        }
+    };
+    for_each_block(rows, poll, of_block, [&](const std::vector<int32_t>& members) {
+        int32_t hub = members[0];
+        for (int32_t x : members)
+            if (deg.d[x] > deg.d[hub] || (deg.d[x] == deg.d[hub] && x < hub)) hub = x;
+        hubs.push_back(hub);
+    });
+    if (whole) {
+        tree_of_core(g, deg, settings, out, report, poll, seconds);
+        return;
+    }
+    // One rooted tree: the hubs of the components hang on the strongest of them.
+    int32_t root = hubs[0];
+    for (int32_t h : hubs)
+        if (deg.d[h] > deg.d[root]) root = h;
+    const double inf = std::numeric_limits<double>::infinity();
+    std::vector<int64_t> first(n + 1, 0);
+    for (const LightEdge& e : edges) ++first[e.a + 1], ++first[e.b + 1];
+    for (int64_t x = 0; x < n; ++x) first[x + 1] += first[x];
+    std::vector<int32_t> at(2 * edges.size());
+    {
+        std::vector<int64_t> next(first.begin(), first.end() - 1);
+        for (size_t i = 0; i < edges.size(); ++i)
+            at[next[edges[i].a]++] = int32_t(i), at[next[edges[i].b]++] = int32_t(i);
+    }
+    std::vector<int32_t> queue;
+    for (int32_t h : hubs) {
+        out.parent[h] = h == root ? -1 : root;
+        out.weight[h] = out.lower[h] = h == root ? inf : 0.0;
+        out.certified[h] = h == root ? 0 : uint8_t(Proof::component);
+        queue.push_back(h);
+    }
+    for (size_t head = 0; head < queue.size(); ++head) {
+        const int32_t x = queue[head];
+        for (int64_t i = first[x]; i < first[x + 1]; ++i) {
+            const LightEdge& e = edges[at[i]];
+            const int32_t y = e.a == x ? e.b : e.a;
+            if (out.parent[x] == y) continue;  // components hang by their hubs only, so this is the edge of x itself
+            out.parent[y] = x;
+            if (g.integral) {
+                out.weight[y] = double(e.weight.integer()), out.lower[y] = double(e.lower.integer());
+            } else {
+                out.weight[y] = e.weight.value();
+                out.lower[y] = std::min(e.lower.down(), out.weight[y]);
+                if (out.weight[y] > 0)
+                    report.gap = std::max(report.gap, (out.weight[y] - out.lower[y]) / out.weight[y]);
+            }
+            out.certified[y] = e.code;
+            queue.push_back(y);
+        }
+    }
+    report.exact = report.exact && report.gap <= tolerance(g);
+    report.root = root;
+    report.components = int64_t(hubs.size());
+}
+
+}  // namespace detail
+
+template <class Clock>
+TreeReport cut_tree(const GraphView& g, const TreeSettings& settings, TreeOut out, Poll& poll, Clock&& seconds) {
+    TreeReport report;
+    const int64_t n = g.n;
+    if (n == 0) return report;
+    const Degrees deg = degrees(g, settings.certificates.threads);
+    // Bridges and vertices with two neighbours are a matter of sparse graphs; a matrix is read as it is.
+    if (settings.reductions && settings.flows && settings.representation != 1 &&
+        (g.has_csr || prefers_csr(g, deg, settings.representation)))
+        detail::tree_by_blocks(g, deg, settings, out, report, poll, seconds);
+    else
+        detail::tree_of_core(g, deg, settings, out, report, poll, seconds);
+    for (int64_t v = 0; v < n; ++v) {
+        report.reduced += out.certified[v] == detail::kReduced;
+        report.certified += out.certified[v] != 0;
+    }
     return report;
 }
 

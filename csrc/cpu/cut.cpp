@@ -23,6 +23,8 @@ TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& set
     tree.flows = settings.flows;
     tree.kind = settings.kind;
     tree.representation = settings.representation;
+    tree.reductions = settings.reductions;
+    tree.repairs = settings.repairs;
     const auto start = std::chrono::steady_clock::now();
     return cut_tree(g, tree, out, poll, [start] {
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -32,6 +34,21 @@ TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& set
 GlobalReport global_cut(const GraphView& g, uint8_t* side, const Settings& settings, Poll& poll) {
     check_structure(g);
     return modcut::global_cut(g, degrees(g, settings.threads), side, poll);
+}
+
+double settle_tree(const GraphView& g, const TreeOut& tree, const Settings& settings, Poll& poll) {
+    check_structure(g);
+    int64_t roots = 0;
+    for (int64_t x = 0; x < g.n; ++x) {
+        if (tree.parent[x] >= g.n) throw InputError("parent must hold vertices below n, or -1 at the root");
+        roots += tree.parent[x] < 0;
+    }
+    if (roots != 1) throw InputError("parent must be -1 at exactly one vertex");
+    if (Ancestors(g.n, tree.parent).reached() != g.n) throw InputError("parent must not have cycles");
+    const Degrees deg = degrees(g, settings.threads);
+    return prefers_csr(g, deg, settings.representation)
+               ? settle<CsrArcs>(g, deg, tree, settings.kind, settings.repairs, poll).gap
+               : settle<BlockArcs>(g, deg, tree, settings.kind, settings.repairs, poll).gap;
 }
 
 void cut_values(const GraphView& g, const int64_t* labels, int64_t k, double* out, Poll& poll) {

@@ -285,6 +285,7 @@ void small_graphs_match_all_subsets(int rounds) {
                     "kind " + std::to_string(kind) + " round " + std::to_string(round) + ", " + name_of(s);
                 const Tree t = tree(g.view, s);
                 check_induced(g, t, what);
+                CLAIM(t.report.repairs == 0, "no cut had to be mended", what);
                 for (int64_t u = 0; u < g.n; ++u)
                     for (int64_t v = 0; v < u; ++v)
                         CLAIM(close(path_minimum(t, u, v), best[u][v]),

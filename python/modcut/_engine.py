@@ -7,18 +7,22 @@ import operator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from modcut._arrays import capsule, native, vertex
 from modcut._problem import Problem
-from modcut._settle import settled
 from modcut.tree import CERTIFICATES, Cut, CutTree, TreeStats
 
 TREE_INTEGER = 2**53
 """Weights of trees are float64, which holds every integer up to here."""
 TOLERANCE = {torch.int64: 0.0, torch.float64: 1e-12, torch.float32: 1e-6}
 """What the bounds of an exact cut may differ by, relative to it."""
+
+
+REPAIRS = 50
+"""Tree edges to mend, at most, where rounding put a vertex on the wrong side; each costs a flow and a pass."""
 
 
 def solve(p: Problem, s: Any, t: Any, threads: int = 1, **settings: Any) -> Cut:
@@ -37,7 +41,7 @@ def solve(p: Problem, s: Any, t: Any, threads: int = 1, **settings: Any) -> Cut:
 
 def tree_of(p: Problem, certificates: bool, threads: int, seed: int, eps: float) -> CutTree:
     """Return the cut tree of a checked graph; with eps > 0 every lower bound is at least weight / (1 + eps)."""
-    return finished(p, _built(p, certificates, threads, seed, eps, flows=True), threads)
+    return _told(_built(p, certificates, threads, seed, eps, flows=True))
 
 
 def proven_part(p: Problem, certificates: bool, threads: int, seed: int) -> CutTree:
@@ -57,7 +61,12 @@ def _built(p: Problem, certificates: bool, threads: int, seed: int, eps: float, 
     weight = torch.full((n,), math.inf, dtype=torch.float64)
     lower = torch.full((n,), math.inf, dtype=torch.float64)
     certified = torch.zeros(n, dtype=torch.uint8)
-    settings: dict[str, Any] = {"certificates": bool(certificates), "threads": threads_of(threads), "seed": seed}
+    settings: dict[str, Any] = {
+        "certificates": bool(certificates),
+        "threads": threads_of(threads),
+        "seed": seed,
+        "repairs": REPAIRS,
+    }
     settings |= ({"eps": eps} if eps else {}) | ({} if flows else {"flows": False})
     r: dict[str, Any] = {"flows": 0, "certified": 0, "passes": 0.0, "seconds": 0.0, "exact": True, "gap": 0.0}
     if n > 1:
@@ -72,24 +81,45 @@ def _built(p: Problem, certificates: bool, threads: int, seed: int, eps: float, 
         gap=float(r["gap"]),
         native={key: value for key, value in r.items() if key not in known},
     )
-    return CutTree(
-        parent, weight, torch.minimum(lower, weight), certified, bool(r["exact"]), p.integer, seed, eps, stats
-    )
+    return CutTree(parent, weight, lower, certified, bool(r["exact"]), p.integer, seed, eps, stats)
 
 
 def finished(p: Problem, tree: CutTree, threads: int) -> CutTree:
-    """Return the engine's tree with weights that are its induced cuts, and say whether it is exact."""
+    """Return a tree of this graph with weights that are its induced cuts, and say whether it is exact."""
     exact, gap = tree.exact, tree.stats.gap
     if not p.integer and p.n > 2:
-        tree = settled(p, tree, lambda u, v: solve(p, u, v, threads).side)
-        gap = max(gap, relative_gap(tree))
+        tree, settled_gap = _settled(p, tree, {"threads": threads_of(threads), "repairs": REPAIRS})
+        gap = max(gap, settled_gap)
         exact = exact and gap <= TOLERANCE[p.dtype]
-    codes = tree.certified[tree.edges].tolist()
-    counts = {name: codes.count(code) for code, name in CERTIFICATES.items() if code in codes}
-    stats = replace(tree.stats, certified_by=counts, gap=gap, trivial_fraction=tree.trivial_fraction)
+    return _told(replace(tree, exact=exact, stats=replace(tree.stats, gap=gap)))
+
+
+def induced_cuts(p: Problem, tree: CutTree) -> Tensor:
+    """The capacity between the two sides of every edge of a tree, re-summed from the weights, [n] (root: 0)."""
+    weight = _settled(p, tree, {"repairs": 0})[0].weight.clone() if p.n > 1 else torch.zeros(p.n, dtype=torch.float64)
+    weight[tree.parent < 0] = 0.0
+    return weight
+
+
+def _settled(p: Problem, tree: CutTree, settings: dict[str, Any]) -> tuple[CutTree, float]:
+    """The tree whose weights are its induced cuts, and the largest (weight - lower) / weight."""
+    parent, weight, lower, certified = (x.clone() for x in (tree.parent, tree.weight, tree.lower, tree.certified))
+    outputs = [capsule(x) for x in (parent, weight, lower, certified)]
+    gap = native().settle_tree(p.n, p.native_blocks(), p.native_csr(), *outputs, settings)
+    return replace(tree, parent=parent, weight=weight, lower=lower, certified=certified), float(gap)
+
+
+def _told(tree: CutTree) -> CutTree:
+    """Fill in what the statistics say about a tree that nobody else holds yet."""
+    codes = np.bincount(tree.certified.numpy(), minlength=max(CERTIFICATES) + 1)
+    codes[0] -= tree.n > 0  # the root has no edge
+    counts = {name: int(codes[code]) for code, name in CERTIFICATES.items() if codes[code]}
+    stats = replace(tree.stats, certified_by=counts, trivial_fraction=tree.trivial_fraction)
+    object.__setattr__(tree, "stats", stats)
     # Exact means that the bounds meet up to the rounding of sums; that gap stays in stats.gap.
-    lower = tree.weight if exact else tree.lower
-    return replace(tree, lower=lower.clone(), exact=exact, stats=stats)
+    if tree.exact:
+        object.__setattr__(tree, "lower", tree.weight.clone())
+    return tree
 
 
 def relative_gap(tree: CutTree) -> float:

@@ -43,6 +43,8 @@ class Settings(TypedDict, total=False):
     threads: int  # default 1; results do not depend on it
     seed: int  # accepted for symmetry; nothing in here is random
     eps: float  # gomory_hu, in [0, 1], default 0: every lower bound need only be weight / (1 + eps)
+    reductions: bool  # gomory_hu: take bridges, blocks and chains out of sparse graphs first (default True)
+    repairs: int  # gomory_hu: most edges to mend where rounding put a vertex on the wrong side (default 50)
     representation: str  # "auto" (default) | "block" | "csr": how capacities are held while flows run
     flow: str  # "auto" (default) | "augment" | "push_relabel"
 
@@ -79,6 +81,8 @@ class TreeResult(TypedDict):
     components: int
     representation: str  # "none" (no flow was needed) | "block" | "csr"
     fallbacks: int  # flows that "auto" handed from augment to push_relabel
+    repairs: int  # edges that rounding had put on the wrong side
+    reduced: int  # edges that follow from bridges, blocks and chains
 
 def info() -> Info: ...
 def devices() -> Devices: ...
@@ -108,6 +112,16 @@ def global_cut(
     side_out: Capsule,  # bool or uint8 [n]: 1 on one side
     settings: Settings,
 ) -> GlobalResult: ...
+def settle_tree(
+    n: int,
+    blocks: list[Block],
+    csr: Csr | None,
+    parent: Capsule,  # a tree as gomory_hu returns it, corrected in place: every weight becomes the cut that it induces
+    weight: Capsule,
+    lower: Capsule,
+    certified: Capsule,
+    settings: Settings,
+) -> float: ...  # the largest (weight - lower) / weight
 def cut_values(
     n: int,
     blocks: list[Block],

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modcut._engine import TOLERANCE, finished, proven_part, relative_gap, solve, threads_of, tree_of
+from modcut._engine import TOLERANCE, finished, induced_cuts, proven_part, relative_gap, solve, threads_of, tree_of
 from modcut._problem import Problem
-from modcut._settle import induced_cuts
 from modcut.tree import Cut, CutTree, TreeStats
 
 _SHARE = 8  # a new tree is cheaper than flows for more than one vertex in so many

@@ -34,10 +34,12 @@ CERTIFICATES = {
     5: "merged",
     6: "module",
     7: "quotient",
+    8: "reduction",
 }
 """How the cut of a vertex was proven: by a maximum flow; by a bound on its star ("deficiency", also where a few edges
 had to be looked at one by one, "exceptions", or where what hangs on it went along, "merged"); because no edge leads
-there ("component"); inside its module ("module"), or by the cuts between whole modules ("quotient")."""
+there ("component"); inside its module ("module"), or by the cuts between whole modules ("quotient"); because the graph
+falls apart there, into blocks or at vertices with two neighbours ("reduction")."""
 
 
 @dataclass(frozen=True, eq=False)
