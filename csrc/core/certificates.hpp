@@ -27,6 +27,7 @@ enum class Proof : uint8_t {
     merged = 5,      // a set: the vertex with what hangs on it by more than half of its strength
     module = 6,      // against the hub of its module
     quotient = 7,    // a hub: a cut of whole modules
+    reduction = 8,   // by the graph's structure: bridges, blocks, vertices with two neighbours
 };
 enum class NuProof : uint8_t { none, frobenius, norms, cholesky };
 

@@ -188,7 +188,7 @@ inline bool link_modules(const GraphView& g, const ModuleProof& m, int32_t root,
 
 namespace detail {
 
-inline constexpr uint8_t kReduced = 8;  // CutTree's code for a cut that follows from the graph's structure
+inline constexpr uint8_t kReduced = uint8_t(Proof::reduction);
 
 // Components, stars, flows: the cut tree of a graph as it is.
 template <class Clock>

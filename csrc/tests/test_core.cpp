@@ -303,29 +303,78 @@ void small_graphs_match_all_subsets(int rounds) {
     }
 }
 
-// Dense groups joined by little, of unequal sizes; one vertex between two of them.
+// Dense groups joined by little, of unequal sizes; perhaps one vertex between two of them.
 Matrix modular(int64_t n, int64_t groups, double ratio) {
     Matrix w(n, std::vector<double>(n, 0));
+    const bool between = uniform() < 0.5;
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < i; ++j) {
-            const bool same = i * i * groups / (n * n) == j * j * groups / (n * n) || (i == n - 1 && j < n / 3);
+            const bool same =
+                i * i * groups / (n * n) == j * j * groups / (n * n) || (between && i == n - 1 && j < n / 3);
             w[i][j] = w[j][i] = (same ? 1 : ratio) * (0.2 + uniform());
         }
     return w;
 }
 
+// A dense graph with pendants: each holds to one vertex by more than half of its strength, so the two are cut off
+// together.
+Matrix pendants(int64_t n, int64_t hanging) {
+    Matrix w(n + hanging, std::vector<double>(n + hanging, 0));
+    const auto join = [&](int64_t i, int64_t j, double x) { w[i][j] = w[j][i] = x; };
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < i; ++j) join(i, j, 0.5 + uniform());
+    for (int64_t p = n; p < n + hanging; ++p) {
+        double others = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            join(p, j, uniform() / double(n));
+            others += w[p][j];
+        }
+        const int64_t holder = pick(0, n - 1);
+        join(p, holder, (1.1 + uniform()) * others);
+    }
+    return w;
+}
+
+// A dense graph with a few edges that hold a quarter of their ends' strengths: too much for the plain bound alone.
+Matrix strong_pairs(int64_t n, int64_t pairs) {
+    Matrix w = random_matrix(n, 0);
+    for (auto& row : w)
+        for (double& x : row) x += x > 0 ? 0.5 : 0;
+    for (int64_t p = 0; p < pairs; ++p) {
+        const double share = 0.2 + 0.1 * uniform();
+        w[2 * p][2 * p + 1] = w[2 * p + 1][2 * p] = share / (1 - share) * double(n);
+    }
+    return w;
+}
+
+// A tree with chords: bridges, blocks, chains of vertices with two neighbours.
+Matrix branches(int64_t n, int64_t chords) {
+    Matrix w(n, std::vector<double>(n, 0));
+    const auto join = [&](int64_t i, int64_t j) { w[i][j] = w[j][i] = 0.1 + uniform(); };
+    for (int64_t i = 1; i < n; ++i) join(i, pick(std::max<int64_t>(0, i - 4), i - 1));
+    for (int64_t c = 0; c < chords; ++c) {
+        const int64_t i = pick(1, n - 1);
+        join(i, pick(0, i - 1));
+    }
+    return w;
+}
+
 void certificates_agree_with_flows(int rounds) {
-    int64_t certified = 0, by_cholesky = 0, by[8] = {};
+    int64_t certified = 0, by_cholesky = 0, by[9] = {};
     for (int round = 0; round < rounds; ++round) {
         const int64_t n = pick(6, 60);
-        Graph g = round % 4 == 0   ? dense(random_matrix(n, round % kKinds), Scalar::f64)
-                  : round % 4 == 1 ? layered(
-                                         {pick(4, 20), pick(4, 20), pick(4, 20), pick(1, 20)},
-                                         [&] { return std::pow(std::abs(normal()), round % 5 + 1); }, round % 2)
-                  : round % 4 == 2 ? csr(random_matrix(n, round % kKinds), false)
-                                   : dense(modular(n + 60, pick(2, 4), std::pow(10, -4 * uniform())), Scalar::f64);
+        Graph g =
+            round % 6 == 0   ? dense(random_matrix(n, int(pick(0, kKinds - 1))), Scalar::f64)
+            : round % 6 == 1 ? layered(
+                                   {pick(4, 20), pick(4, 20), pick(4, 20), pick(1, 20)},
+                                   [&] { return std::pow(std::abs(normal()), pick(1, 5)); }, round % 2)
+            : round % 6 == 2
+                ? csr(round % 4 == 0 ? random_matrix(n, int(pick(0, kKinds - 1))) : branches(n, pick(0, n / 2)), false)
+            : round % 6 == 3 ? dense(pendants(n + 20, pick(1, 6)), Scalar::f64)
+            : round % 6 == 4 ? dense(strong_pairs(n + 20, pick(2, 3)), Scalar::f64)
+                             : dense(modular(n + 60, pick(2, 4), std::pow(10, -4 * uniform())), Scalar::f64);
         cpu::Settings with, without;
-        without.certificates = false;
+        without.certificates = without.reductions = false;
         const Tree a = tree(g.view, with), b = tree(g.view, without);
         const double sa = check_induced(g, a, "with certificates"), sb = check_induced(g, b, "without");
         CLAIM(close(sa, sb), "certified trees weigh what flow trees weigh",
@@ -354,15 +403,16 @@ void certificates_agree_with_flows(int rounds) {
             }
         }
     }
-    for (Proof p : {Proof::deficiency, Proof::exceptions, Proof::merged, Proof::module, Proof::quotient})
+    for (Proof p :
+         {Proof::deficiency, Proof::exceptions, Proof::merged, Proof::module, Proof::quotient, Proof::reduction})
         CLAIM(by[int(p)] > 5, "the certificate test meets every kind of proof",
               std::to_string(int(p)) + ": " + std::to_string(by[int(p)]));
     CLAIM(by_cholesky > 5, "the certificate test factors something", std::to_string(by_cholesky));
     std::printf(
         "certified %lld vertices (%lld graphs by Cholesky; deficiency %lld, exceptions %lld, merged %lld, module "
-        "%lld, quotient %lld), checked by flows\n",
+        "%lld, quotient %lld, reduction %lld), checked by flows\n",
         (long long)certified, (long long)by_cholesky, (long long)by[1], (long long)by[4], (long long)by[5],
-        (long long)by[6], (long long)by[7]);
+        (long long)by[6], (long long)by[7], (long long)by[8]);
 }
 
 // Second eigenvalue of the normalised Laplacian by Jacobi rotations.
@@ -627,6 +677,7 @@ void interruption_leaves_no_thread_behind() {
 
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 900;
+    if (argc > 2) rng.seed(std::strtoull(argv[2], nullptr, 10));
     threads_do_not_change_bits();  // first: a race should be reported before the long tests
     interruption_leaves_no_thread_behind();
     small_graphs_match_all_subsets(rounds);

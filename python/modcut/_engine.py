@@ -63,6 +63,7 @@ def _built(p: Problem, certificates: bool, threads: int, seed: int, eps: float, 
     certified = torch.zeros(n, dtype=torch.uint8)
     settings: dict[str, Any] = {
         "certificates": bool(certificates),
+        "reductions": bool(certificates),
         "threads": threads_of(threads),
         "seed": seed,
         "repairs": REPAIRS,

@@ -86,7 +86,8 @@ def gomory_hu_tree(
             then stop, and a certificate suffice, at 1 / (1 + eps) of the cut. With eps = 0 the tree is the exact one.
         eps: the factor for "approx", in [0, 1]; must be 0 for "exact".
         seed: recorded with the result; nothing here is random.
-        certificates: prove stars without flows where the bounds of ``docs/mathematics`` reach; False runs every flow.
+        certificates: prove cuts without flows where the bounds and reductions of ``docs/mathematics`` reach; False runs
+            every flow.
         bipartite: ``g`` is [m, n]: its rows and columns are different vertices.
         symmetrize: take (W + W.T) / 2 of an asymmetric matrix.
         threads: worker threads; the result does not depend on it.
