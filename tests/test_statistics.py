@@ -71,7 +71,7 @@ def test_a_sum_before_the_absolute_value_would_be_caught(monkeypatch):
         self.rows.index_add_(1, vertex[where], usage[:, where])
         self.used = True
 
-    monkeypatch.setattr("modcut.graph.statistics._Window.add", wrong)
+    monkeypatch.setattr("modcut.graph.observer.Window.add", wrong)
     bugged = collect(graph, model, [batch]).profile
     hidden = space(graph, "layers.0.mlp").vertices
     assert not torch.allclose(right[:, hidden], bugged[:, hidden], rtol=0.1)

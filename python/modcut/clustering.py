@@ -9,21 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import scipy.sparse.linalg as sla
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modcut._transport import balanced_assignment
-from modcut.graph.balance import balance
+from modcut._affinity import Affinity, balance_family, follow, one_hot, refine, signed, stratified
+from modcut._kmeans import balanced_kmeans
 from modcut.graph.edges import usage
 from modcut.graph.types import WeightGraph
-from modcut.graph.units import CLUSTERED, Units, strength, units_of
+from modcut.graph.units import CLUSTERED, Units, units_of
 
 Array = NDArray[np.float64]
-
-# Restarts of k-means run on at most so many units; the final, exactly balanced rounds run on all.
-_SAMPLE = 4096
 
 
 def functional_labels(
@@ -65,7 +61,7 @@ def functional_labels(
     place = np.full(units.count, -1, dtype=np.int64)
     place[clustered.numpy()] = np.arange(clustered.numel())
     label[clustered.numpy()] = balanced_kmeans(embedding, [place[g] for g in groups], k, seed)
-    _follow(graph, units, label, k, input_mean_square)
+    follow(graph, units, label, k, input_mean_square)
     return torch.from_numpy(label)[units.unit]
 
 
@@ -106,8 +102,8 @@ def slice_labels(
     place = {int(u): i for i, u in enumerate(clustered)}
     for _, kind, ids in units.members():
         if kind in CLUSTERED:
-            label[ids.numpy()] = _balance_family(score[[place[int(u)] for u in ids]])
-    _follow(graph, units, label, k, input_mean_square)
+            label[ids.numpy()] = balance_family(score[[place[int(u)] for u in ids]])
+    follow(graph, units, label, k, input_mean_square)
     return torch.from_numpy(label)[units.unit]
 
 
@@ -134,10 +130,10 @@ def spectral_labels(
     """
     units = units_of(graph)
     _clustered(units, k)
-    embedding, _ = _stratified(graph, units, max(k - 1, 1), seed, input_mean_square)
+    embedding, _ = stratified(graph, units, max(k - 1, 1), seed, input_mean_square)
     groups = [ids.numpy() for _, _, ids in units.members()]
     label = balanced_kmeans(embedding, groups, k, seed)
-    label = _refine(graph, units, label, k, input_mean_square, sweeps)
+    label = refine(graph, units, label, k, input_mean_square, sweeps)
     return torch.from_numpy(label)[units.unit]
 
 
@@ -152,12 +148,12 @@ def attach_by_weight(graph: WeightGraph, labels: Tensor, k: int) -> Tensor:
     known = labels >= 0
     votes.index_put_((units.unit[known], labels[known]), torch.ones(int(known.sum())), accumulate=True)
     label = torch.where(votes.sum(1) > 0, votes.argmax(1), -1).numpy()
-    affinity = _Affinity(graph, units, None)
+    affinity = Affinity(graph, units, None)
     for _ in range(units.count):
         missing = label < 0
         if not missing.any():
             break
-        pull = affinity.apply(_one_hot(label, k))
+        pull = affinity.apply(one_hot(label, k))
         reached = missing & (pull.sum(1) > 0).numpy()
         if not reached.any():
             label[missing] = 0  # no weight leads there at all
@@ -181,14 +177,14 @@ def refined_labels(
     units = units_of(graph)
     of_unit = np.zeros(units.count, dtype=np.int64)
     of_unit[units.unit.numpy()] = labels.cpu().numpy()
-    return torch.from_numpy(_refine(graph, units, of_unit, k, input_mean_square, sweeps))[units.unit]
+    return torch.from_numpy(refine(graph, units, of_unit, k, input_mean_square, sweeps))[units.unit]
 
 
 def affinity_of(
     graph: WeightGraph, units: Units, input_mean_square: Mapping[str, Tensor] | None = None
 ) -> Callable[[Tensor, int | None], Tensor]:
     """Return the doubly normalised weights between units as ``f(x [units, d], family or None) -> [units, d]``."""
-    return _Affinity(graph, units, input_mean_square).apply
+    return Affinity(graph, units, input_mean_square).apply
 
 
 def choose_k(
@@ -212,7 +208,7 @@ def choose_k(
         spectrum = torch.linalg.eigvalsh(z @ z.T).flip(0)[:most] / max(clustered.numel(), 1)
         values = spectrum.tolist()
     else:
-        values = _stratified(graph, units, most, seed, input_mean_square)[1].tolist()
+        values = stratified(graph, units, most, seed, input_mean_square)[1].tolist()
     if len(values) < 2:
         return 2, values
     gaps = [values[j] - values[j + 1] for j in range(len(values) - 1)]
@@ -223,81 +219,6 @@ def unit_profiles(graph: WeightGraph, profile: Tensor) -> Tensor:
     """Return the standardised profiles of the clustered units, float32 [windows, clustered units] (unit columns)."""
     z, units = usage(graph, profile)
     return z[:, _clustered(units, 1)]
-
-
-def balanced_kmeans(
-    x: Array, groups: list[NDArray[np.int64]], k: int, seed: int, *, restarts: int = 8
-) -> NDArray[np.int64]:
-    """k-means whose clusters have equal sizes (to one) inside every group of rows; exact assignment steps.
-
-    Args:
-        x: float [rows, dims].
-        groups: Row ids of each group; every row in one group.
-        k: Number of clusters.
-        seed: Seed of the restarts (k-means++).
-        restarts: Rough restarts, on at most 4,096 rows; the best one is finished on all rows.
-
-    Returns:
-        int64 [rows].
-    """
-    if k == 1:
-        return np.zeros(x.shape[0], dtype=np.int64)
-    # Draws pick rows by position: in an order that the points themselves give, renumbering the units changes nothing.
-    order = np.lexsort(x.T[::-1])
-    place = np.argsort(order)
-    label = _kmeans(x[order], [np.sort(place[g]) for g in groups], k, np.random.default_rng(seed), restarts)
-    return label[place]
-
-
-def _kmeans(
-    x: Array, groups: list[NDArray[np.int64]], k: int, rng: np.random.Generator, restarts: int
-) -> NDArray[np.int64]:
-    sample = x if x.shape[0] <= _SAMPLE else x[np.sort(rng.choice(x.shape[0], _SAMPLE, replace=False))]
-    best: Array | None = None
-    best_cost = np.inf
-    for _ in range(restarts):
-        centre = _plus_plus(sample, k, rng)
-        previous: NDArray[np.int64] | None = None
-        for _ in range(20):
-            label = balanced_assignment(_distances(sample, centre))
-            if previous is not None and np.array_equal(label, previous):
-                break
-            previous, centre = label, _means(sample, label, centre)
-        cost = float(_distances(sample, centre)[np.arange(len(label)), label].sum())
-        if cost < best_cost:
-            best, best_cost = centre, cost
-    assert best is not None
-    label = np.zeros(x.shape[0], dtype=np.int64)
-    for _ in range(12):
-        old, cost_matrix = label.copy(), _distances(x, best)
-        for group in groups:
-            label[group] = balanced_assignment(cost_matrix[group])
-        if np.array_equal(old, label):
-            break
-        best = _means(x, label, best)
-    return label
-
-
-def _plus_plus(x: Array, k: int, rng: np.random.Generator) -> Array:
-    centre = [x[rng.integers(len(x))]]
-    for _ in range(k - 1):
-        d = np.min(_distances(x, np.stack(centre)), axis=1).clip(0)
-        total = d.sum()
-        centre.append(x[rng.choice(len(x), p=d / total if total > 0 else None)])
-    return np.stack(centre)
-
-
-def _distances(x: Array, centre: Array) -> Array:
-    d: Array = (x**2).sum(1)[:, None] - 2 * x @ centre.T + (centre**2).sum(1)[None]
-    return d
-
-
-def _means(x: Array, label: NDArray[np.int64], old: Array) -> Array:
-    centre = old.copy()
-    for c in range(len(old)):
-        if (label == c).any():
-            centre[c] = x[label == c].mean(0)
-    return centre
 
 
 def _clustered(units: Units, k: int) -> Tensor:
@@ -320,183 +241,4 @@ def _principal(z: Tensor, dims: int) -> Array:
     """Scores of the columns of z [windows, m] on its leading directions, float64 [m, dims]; via windows x windows."""
     z = z.double()
     take = torch.linalg.eigh(z @ z.T).eigenvectors[:, -dims:].flip(1)
-    return _signed(np.asarray((z.T @ take).numpy(), dtype=np.float64))
-
-
-def _signed(x: Array) -> Array:
-    """Fix the arbitrary signs of eigenvectors [m, d], so that equal inputs give equal labels on every machine.
-
-    By the third moment: centred profiles and stratified eigenvectors have sums of 0, whose sign is rounding.
-    """
-    return np.asarray(x * np.where((x**3).sum(0) < 0, -1.0, 1.0), dtype=np.float64)
-
-
-# -- weights between units --------------------------------------------------------------------------------------------
-
-
-def _normalised(graph: WeightGraph, input_mean_square: Mapping[str, Tensor] | None) -> list[tuple[Array, Array]]:
-    """Row and column factors of every matrix that give it norm 1 and that no rescaling of neurons can move.
-
-    Where inputs were measured: N = P C^-1/2, with the shares P = A / r of the contributions A. Without data: |W| doubly
-    normalised. (R^-1/2 |W| C^-1/2, the usual choice, changes with the scale of every neuron.)
-    """
-    scales = []
-    for m in graph.matrices:
-        square = None if input_mean_square is None else input_mean_square.get(m.name)
-        a = strength(m, square).cpu()
-        a = a[m.row_vertex.cpu() >= 0][:, m.col_vertex.cpu() >= 0]
-        if square is None:
-            rows, cols = balance(a)
-            live = int((rows > 0).sum()), int((cols > 0).sum())
-            rows, cols = rows.double(), cols.double() * np.sqrt(max(live[1], 1) / max(live[0], 1))
-            scales.append((rows.numpy(), cols.numpy()))
-        else:
-            r = a.sum(1, dtype=torch.float64)
-            rows = torch.where(r > 0, 1 / torch.where(r > 0, r, 1.0), 0.0)
-            scales.append((rows.numpy(), _inverse_root((rows.float() @ a).double().numpy())))
-    return scales
-
-
-def _inverse_root(x: Array) -> Array:
-    return np.asarray(np.where(x > 0, 1 / np.sqrt(np.where(x > 0, x, 1.0)), 0.0), dtype=np.float64)
-
-
-class _Affinity:
-    """Sum of the doubly normalised matrices as an operator between units; matrices are read when needed, never stored.
-
-    Every matrix has norm 1, whatever its scale, so that layers count alike (see :func:`_normalised`).
-    """
-
-    def __init__(self, graph: WeightGraph, units: Units, mean_square: Mapping[str, Tensor] | None) -> None:
-        self.graph, self.units, self.mean_square = graph, units, mean_square
-        self.scales = _normalised(graph, mean_square)
-        self.ends: list[tuple[Tensor, Tensor]] = []
-        for m in graph.matrices:
-            r, c = m.row_vertex.cpu(), m.col_vertex.cpu()
-            self.ends.append((units.unit[r[r >= 0]], units.unit[c[c >= 0]]))
-        # Small networks: keep the matrices, large ones are re-read from the live weights (240 MB as the border).
-        self.keep = sum(m.weight.numel() for m in graph.matrices) <= 60_000_000
-        self.cache: dict[int, Tensor] = {}
-
-    def matrix(self, i: int) -> Tensor:
-        if i in self.cache:
-            return self.cache[i]
-        m = self.graph.matrices[i]
-        a = strength(m, None if self.mean_square is None else self.mean_square.get(m.name)).cpu()
-        r, c = m.row_vertex.cpu() >= 0, m.col_vertex.cpu() >= 0
-        a = a if bool(r.all()) and bool(c.all()) else a[r][:, c]
-        a = a * torch.from_numpy(self.scales[i][0])[:, None].float() * torch.from_numpy(self.scales[i][1]).float()
-        if self.keep:
-            self.cache[i] = a
-        return a
-
-    def apply(self, x: Tensor, family: int | None = None) -> Tensor:
-        """Return A @ x, float32 [units, d]; with ``family``, only the rows of its units are complete."""
-        out = torch.zeros_like(x)
-        for i, (rows, cols) in enumerate(self.ends):
-            if family is not None:
-                fr, fc = self.units.family[rows], self.units.family[cols]
-                if not bool((fr == family).any()) and not bool((fc == family).any()):
-                    continue
-            a = self.matrix(i)
-            out.index_add_(0, rows, a @ x[cols])
-            out.index_add_(0, cols, a.T @ x[rows])
-        return out
-
-
-def _stratified(
-    graph: WeightGraph, units: Units, dims: int, seed: int, mean_square: Mapping[str, Tensor] | None
-) -> tuple[Array, Array]:
-    """Leading eigenvectors of the degree-normalised affinity with the family indicators projected out.
-
-    Returns float64 [units, dims] (rows scaled to unit root mean square inside each family) and the eigenvalues.
-    """
-    if not graph.matrices:
-        raise ValueError("the graph must come from a model to be partitioned by its weights, got one without matrices")
-    a = _Affinity(graph, units, mean_square)
-    ones = torch.ones(units.count, 1)
-    degree = a.apply(ones).flatten().double().numpy()
-    inverse = _inverse_root(degree)
-    root = np.sqrt(degree)
-    family = units.family.numpy()
-    mass = np.maximum(np.bincount(family, degree, minlength=len(units.families)), 1e-300)
-
-    def project(x: Array) -> Array:
-        # Disjoint supports: the indicators root * 1[family] are orthogonal, one pass projects them all out.
-        level = np.bincount(family, root * x, minlength=len(mass)) / mass
-        return np.asarray(x - root * level[family])
-
-    def apply(x: Array) -> Array:
-        x = project(x.reshape(-1))
-        y = a.apply(torch.from_numpy(inverse * x).float()[:, None]).flatten().double().numpy()
-        return project(inverse * y)
-
-    m = units.count
-    if m <= max(3 * dims, 32):
-        dense = np.stack([apply(e) for e in np.eye(m)], axis=1)
-        values, vectors = np.linalg.eigh((dense + dense.T) / 2)
-    else:
-        operator = sla.LinearOperator((m, m), matvec=apply, dtype=np.float64)
-        start = np.random.default_rng(seed).normal(size=m)
-        values, vectors = sla.eigsh(operator, k=dims, which="LA", v0=start, tol=1e-4, maxiter=max(60 * dims, 300))
-    order = np.argsort(-values)[:dims]
-    values, vectors = values[order], vectors[:, order]
-    x = inverse[:, None] * _signed(vectors)
-    # Families have volumes that differ by orders of magnitude; clusters must not be layers.
-    power = np.stack([np.bincount(family, x[:, j] ** 2, minlength=len(mass)) for j in range(x.shape[1])], axis=1)
-    rms = np.sqrt(power.sum(1) / np.bincount(family, minlength=len(mass)))
-    x = x / np.where(rms > 0, rms, 1.0)[family][:, None]
-    return np.asarray(x, dtype=np.float64), np.asarray(values, dtype=np.float64)
-
-
-def _balance_family(affinity: Tensor) -> NDArray[np.int64]:
-    """Best balanced labels of one family's units for their affinities [units, k]."""
-    return balanced_assignment(-affinity.double().numpy())
-
-
-def _one_hot(label: NDArray[np.int64], k: int) -> Tensor:
-    out = torch.zeros(len(label), k)
-    known = np.nonzero(label >= 0)[0]
-    out[known, label[known]] = 1.0
-    return out
-
-
-def _follow(
-    graph: WeightGraph,
-    units: Units,
-    label: NDArray[np.int64],
-    k: int,
-    mean_square: Mapping[str, Tensor] | None,
-) -> None:
-    """Label the families that are not labelled yet by their weights to those that are (residual first). In place."""
-    a = _Affinity(graph, units, mean_square)
-    order = sorted(range(len(units.families)), key=lambda f: units.kinds[f] in ("input", "output"))
-    for f in order:
-        ids = torch.nonzero(units.family == f).flatten()
-        if (label[ids.numpy()] >= 0).all():
-            continue
-        affinity = a.apply(_one_hot(label, k), f)[ids]
-        label[ids.numpy()] = _balance_family(affinity)
-
-
-def _refine(
-    graph: WeightGraph,
-    units: Units,
-    label: NDArray[np.int64],
-    k: int,
-    mean_square: Mapping[str, Tensor] | None,
-    sweeps: int,
-) -> NDArray[np.int64]:
-    """Give each family its best balanced labels with its neighbours' fixed; the weight inside modules never falls."""
-    if k == 1 or sweeps < 1:
-        return label
-    a = _Affinity(graph, units, mean_square)
-    for _ in range(sweeps):
-        before = label.copy()
-        for f in range(len(units.families)):
-            ids = torch.nonzero(units.family == f).flatten()
-            others = np.where(units.family.numpy() == f, -1, label)
-            label[ids.numpy()] = _balance_family(a.apply(_one_hot(others, k), f)[ids])
-        if np.array_equal(before, label):
-            break
-    return label
+    return signed(np.asarray((z.T @ take).numpy(), dtype=np.float64))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,15 +12,14 @@ from torch import Tensor, nn
 
 from modcut import _batches, provenance
 from modcut.clustering import attach_by_weight, choose_k, functional_labels, slice_labels, spectral_labels
-from modcut.controls import matched_labels
-from modcut.graph import interventions
-from modcut.graph.contract import Contracted, contract
 from modcut.graph.edges import shuffled, usage, with_edge
 from modcut.graph.statistics import Statistics, collect
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED
 from modcut.partition import Partition
+from modcut.specialise import Specialisation, specialisation
 from modcut.surgery import Healed, cut_and_heal, cut_and_run
+from modcut.treecut import TreeCut, tree_cut
 
 __all__ = [
     "Healed",
@@ -181,208 +179,3 @@ def _unused(graph: WeightGraph, statistics: Statistics) -> int:
     for _, kind, ids in units.members():
         clustered[ids] = kind in CLUSTERED
     return int((clustered & ~z.any(0)).sum())
-
-
-# -- tree readout -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class TreeCut:
-    """An exact Gomory-Hu tree on the co-usage capacities of units, its edges ranked by cut / volume."""
-
-    tree: Any
-    """:class:`modcut.tree.CutTree` on the units (neurons, whole heads, residual channels)."""
-    contracted: Contracted
-    """The graph of units, and which unit every vertex of the model's graph is."""
-    edges: Tensor
-    """int64: tree edges (their lower unit), best first."""
-    conductance: list[float]
-    """Cut / smaller volume of those edges; 1 is what any single unit has."""
-
-    def side(self, rank: int = 0) -> Tensor:
-        """Return one side of the ``rank``-th best edge, bool [n] over the model's vertices (False where left out)."""
-        return self.contracted.expand(self.tree.side(int(self.edges[rank])), False)
-
-    def smaller(self, rank: int = 0) -> int:
-        """Number of units on the smaller side of the ``rank``-th best edge."""
-        side: Tensor = self.tree.side(int(self.edges[rank]))
-        return min(int(side.sum()), int((~side).sum()))
-
-    def labels(self, k: int) -> Tensor:
-        """Return the parts left by cutting the k - 1 best edges, int64 [n]; -1 where left out or without strength."""
-        if not 1 <= k <= self.tree.n:
-            raise ValueError(f"k must be between 1 and the number of units ({self.tree.n}), got {k}")
-        # Which of the cut edges a unit lies below is a name for its part.
-        names = torch.zeros(self.tree.n, dtype=torch.int64)
-        for edge in self.edges[: k - 1].tolist():
-            names = torch.unique(names * 2 + self.tree.side(edge).long(), return_inverse=True)[1]
-        names[self.contracted.graph.degree() <= 0] = -1
-        return self.contracted.expand(names, -1)
-
-
-def tree_cut(graph: WeightGraph, statistics: Statistics | None = None, *, power: float = 4) -> TreeCut:
-    """Return the exact Gomory-Hu tree on co-usage capacities between units, its edges ranked by cut / volume.
-
-    Inputs and outputs are left out (every skill reads and writes them), heads are one vertex each. Read it beside the
-    same call on :func:`modcut.graph.edges.shuffled` statistics: weak cuts appear by chance. Where every edge is a
-    single vertex's (a star), the best conductance is 1 and there is nothing to see.
-    """
-    from modcut.cuts import gomory_hu_tree
-
-    contracted = contract(with_edge(graph, "cousage", statistics, power=power))
-    tree = gomory_hu_tree(contracted.graph)
-    edges, conductance = tree.edges_by_conductance(contracted.graph)
-    return TreeCut(tree, contracted, edges, conductance.tolist())
-
-
-# -- specialisation ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Specialisation:
-    """How differently the slices of the data depend on the modules, beside random partitions of the same make-up."""
-
-    tv: float
-    """Half the L1 distance between two slices' damage shares (mean over pairs): 0 = same modules, 1 = disjoint."""
-    random_tv: tuple[float, ...]
-    """The same for random partitions: the control."""
-    damage: dict[str, tuple[float, ...]]
-    """Loss increase of each slice when each module is ablated."""
-    base_loss: dict[str, float]
-    ablation: str
-    seed: int
-    n: int
-    k: int
-    model: str = ""
-    """Digest of the model."""
-
-    @property
-    def random_mean(self) -> float:
-        """Mean of the control, over the random partitions that have shares (nan where none has)."""
-        known = [r for r in self.random_tv if not math.isnan(r)]
-        return sum(known) / len(known) if known else math.nan
-
-    @property
-    def p(self) -> float:
-        """One-sided rank p-value, (1 + random partitions at least as high) / (1 + random partitions)."""
-        # A partition without shares (nan) never counts as worse.
-        return (1 + sum(not r < self.tv for r in self.random_tv)) / (1 + len(self.random_tv))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return {
-            "tv": _number(self.tv),
-            "random_tv": [_number(r) for r in self.random_tv],
-            "random_mean": _number(self.random_mean),
-            "p": self.p,
-            "damage": {name: list(d) for name, d in self.damage.items()},
-            "base_loss": self.base_loss,
-            "ablation": self.ablation,
-            "seed": self.seed,
-            "n": self.n,
-            "k": self.k,
-            "control": f"{len(self.random_tv)} random partitions of the same make-up",
-            "model": self.model,
-            "stamp": provenance.stamp(),
-        }
-
-
-def _number(x: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(x) else x
-
-
-def specialisation(
-    model: nn.Module,
-    P: Partition,
-    slices: Mapping[str, Any],
-    loss_fn: _batches.LossFn | None = None,
-    *,
-    random: int = 20,
-    mode: interventions.Mode = "zero",
-    reference: Any = None,
-    max_loss: float | Mapping[str, float] | None = None,
-    max_batches: int | None = None,
-    seed: int = 0,
-) -> Specialisation:
-    """Ablate each module's units and compare which modules each slice of the data needs.
-
-    Units are hidden neurons, channels and attention heads (residual channels carry everything and are left alone).
-    Costs (1 + random) x k + 1 evaluations of all slices.
-
-    Args:
-        model: The model that ``P.graph`` was traced from.
-        P: The partition.
-        slices: Two or more named iterables of batches.
-        loss_fn: ``loss_fn(model, batch) -> scalar``.
-        random: Number of random partitions (same number of units in every space and module).
-        mode: How to ablate, see :func:`modcut.graph.interventions.replace`.
-        reference: For mean and resample ablation.
-        max_loss: Loss below which a slice counts as learned (one number, or one per slice).
-        max_batches: Use at most so many batches of each slice.
-        seed: Seed of the random partitions.
-
-    Raises:
-        ValueError: fewer than two slices, a random count below 1.
-        RuntimeError: a slice is not learned (``max_loss``): what it uses would be noise.
-    """
-    model = _batches.unwrap(model)
-    if len(slices) < 2:
-        raise ValueError(f"slices must name at least 2 parts of the data, got {len(slices)}")
-    if random < 1:
-        raise ValueError(f"random must be at least 1 (no score without its control), got {random}")
-    device = _batches.device_of(model)
-    batches = {
-        name: [_batches.to_device(b, device) for _, b in _batches.iterate(part, max_batches=max_batches)]
-        for name, part in slices.items()
-    }
-    if mode in ("mean", "resample", "noise") and reference is not None and not hasattr(reference, "means"):
-        reference = interventions.collect_reference(model, P.graph, reference, keep_samples=mode == "resample")
-    causal = interventions.read_vertices(P.graph)
-    for s in P.graph.spaces:
-        if s.kind not in CLUSTERED:
-            causal[s.vertices] = False
-
-    def losses() -> dict[str, float]:
-        with torch.no_grad(), interventions.evaluation(model):
-            return {
-                name: sum(float(_batches.loss_of(model, b, loss_fn)) * _batches.batch_size(b) for b in part)
-                / sum(_batches.batch_size(b) for b in part)
-                for name, part in batches.items()
-            }
-
-    base = losses()
-    for name, loss in base.items():
-        limit = max_loss.get(name) if isinstance(max_loss, Mapping) else max_loss
-        if limit is not None and not loss <= limit:
-            raise RuntimeError(
-                f"slice {name!r} must be learned before its specialisation means anything: "
-                f"loss {loss:.4g}, max_loss {limit:.4g}"
-            )
-
-    def damage(labels: Tensor) -> dict[str, list[float]]:
-        out: dict[str, list[float]] = {name: [] for name in batches}
-        for c in range(P.k):
-            with interventions.replace(
-                model, P.graph, causal & (labels == c), mode, reference=reference, scale=1.0 if mode == "noise" else 0.0
-            ):
-                for name, loss in losses().items():
-                    out[name].append(loss - base[name])
-        return out
-
-    own = damage(P.labels)
-    generator = torch.Generator().manual_seed(seed)
-    null = tuple(_tv(damage(matched_labels(P.graph, P.labels, generator))) for _ in range(random))
-    lost = {name: tuple(d) for name, d in own.items()}
-    return Specialisation(_tv(own), null, lost, base, mode, seed, P.graph.n, P.k, provenance.digest(model))
-
-
-def _tv(damage: Mapping[str, Sequence[float]]) -> float:
-    shares = []
-    for d in damage.values():
-        hurt = torch.tensor(list(d), dtype=torch.float64).clamp_min(0)
-        if float(hurt.sum()) <= 0:
-            return math.nan  # a slice that no ablation hurts has no shares
-        shares.append(hurt / hurt.sum())
-    pairs = [(a, b) for i, a in enumerate(shares) for b in shares[i + 1 :]]
-    return float(torch.stack([(a - b).abs().sum() / 2 for a, b in pairs]).mean())
