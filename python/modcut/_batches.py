@@ -27,7 +27,7 @@ def iterate(data: Data, *, max_batches: int | None = None) -> Iterator[tuple[str
         ValueError: ``data`` holds no batch.
     """
     # A dict of tensors is one batch of keyword arguments, a dict of anything else is a dict of slices.
-    if isinstance(data, Mapping) and all(isinstance(v, Tensor) for v in data.values()):
+    if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
         slices: dict[str, Iterable[Batch]] = {"": [data]}
     elif _is_pair(data):
         slices = {"": [data]}

@@ -92,8 +92,13 @@ def describe(
 
     Raises:
         ValueError: fewer than two samples, labels of another graph, or no loss where one is needed.
-        TypeError: a judge that is none.
+        TypeError: a client or a judge that is none.
     """
+    if client is not None and not isinstance(client, Client):
+        raise TypeError(
+            "client must have a name model and a method complete(messages, schema, max_tokens, seed), as OpenAIClient "
+            f"and LocalClient do, got {type(client).__name__}"
+        )
     decode = decoder(tokenizer)
     with _progress(progress) as say:
         known = _known(

@@ -151,6 +151,9 @@ def data_digest(data: _batches.Data, max_batches: int | None = None) -> str:
 def calibration(data: _batches.Data, max_batches: int | None) -> tuple[list[Any], _batches.Data]:
     """Return the first batches (of every slice in turn) and data that still begins with them."""
     if isinstance(data, Mapping) and not all(isinstance(v, Tensor) for v in data.values()):
+        empty = [name for name, part in data.items() if isinstance(part, (list, tuple)) and not part]
+        if empty:
+            raise ValueError(f"data[{empty[0]!r}] must hold at least one batch, got none")
         taken: list[Any] = []
         whole: dict[str, Any] = {}
         for name, part in data.items():

@@ -89,6 +89,12 @@ class Watch:
             total.add_((value @ self._member(site).to(value.device)).cpu())
 
         (self._gradients if self.measure == "use" else self._activities)(batch, size, add)
+        if not bool(torch.isfinite(total).all()):
+            bad = int((~torch.isfinite(total).flatten(1).all(1)).sum())
+            what = "activations and gradients" if self.measure == "use" else "activations"
+            raise ValueError(
+                f"the model's {what} on data must be finite, but are not for {bad} of {size} samples of a batch"
+            )
         return total.reshape(size, positions, len(self.labelings), self.k)
 
     def _gradients(self, batch: Any, size: int, add: Callable[[interventions.Site, Tensor], None]) -> None:
