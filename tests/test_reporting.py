@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import modcut
 from modcut.reporting import draw, partition_view, render, report, svg
-from modcut.reporting.html import cell, token
+from modcut.reporting.cells import cell
+from modcut.reporting.html import token
 from modcut.reporting.views import read_tables
 from reading_toys import TwoSkills, letters, partition_of
 

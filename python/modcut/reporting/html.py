@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from modcut import __version__
 from modcut._files import write_json, write_text
-from modcut.provenance import stamp
 from modcut.reporting import deck as _deck
-from modcut.reporting import draw, explorer, results, saved, svg, views
+from modcut.reporting import draw, explorer, record, results, saved, svg, views
+from modcut.reporting.cells import cell, percent, signed, spread
 from modcut.reporting.heat import visible as token
 
 # A tree with more vertices than this is summed up in words: its drawing would be a hedge.
@@ -146,7 +146,7 @@ def render(
     if view is None and deck:
         view = views.from_cards(cards, deck)
     own = partition is not None
-    not_covered = _not_covered(view, deck)
+    not_covered = record.not_covered(view, deck)
     pictures = _pictures(view, cards, forest)
     context: dict[str, Any] = {
         "version": __version__,
@@ -158,14 +158,14 @@ def render(
         "partition": view,
         "tables": tables,
         "cards": cards,
-        "cards_note": _cards_note(deck) if deck else "",
+        "cards_note": record.cards_note(deck) if deck else "",
         "interfaces": interfaces,
         "traces": sections,
         "not_covered": not_covered,
         "metric_note": _METRIC_NOTE if view and view.get("leak") is not None else "",
         **pictures,
-        "method": _method(deck, cards, interfaces),
-        "provenance": _provenance(meta, view if own else None, deck, forest),
+        "method": record.method(deck, cards, interfaces),
+        "provenance": record.provenance(meta, view if own else None, deck, forest),
     }
     shown = _explorer(view, cards, deck)
     context["map_note"] = shown["note"] if shown else ""
@@ -289,47 +289,6 @@ def _clean(value: Any) -> Any:
     return draw.clean(value)
 
 
-def cell(value: Any) -> str:
-    """Return a value as a table shows it: three or four significant digits, words for truth and absence."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "n/a" if math.isnan(value) else "∞" if value > 0 else "−∞"
-        if value == 0:
-            return "0"
-        if abs(value) < 1e-3 or abs(value) >= 1e6:
-            return f"{value:.2e}"
-        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(cell(v) for v in value)
-    return str(value)
-
-
-def signed(value: Any) -> str:
-    """Return a change with its sign."""
-    return f"+{cell(value)}" if isinstance(value, (int, float)) and value > 0 else cell(value)
-
-
-def percent(value: Any) -> str:
-    """Return a share in percent."""
-    return "n/a" if value is None else f"{100 * float(value):.1f} %"
-
-
-def spread(values: Any, share: bool = False) -> str:
-    """Return the range of a list of controls."""
-    known = [float(v) for v in values or [] if v is not None]
-    if not known:
-        return "n/a"
-    form = percent if share else signed
-    low, high = form(min(known)), form(max(known))
-    return low if low == high else f"{low} to {high}"
-
-
 def _facts(
     view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None, beside: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str, str]]:
@@ -429,85 +388,6 @@ def _charts(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-# What the page's figures mean; a score's own words ("measure") stand with the score.
-_GLOSSARY = (
-    ("unit", "a neuron, channel or whole attention head: a vertex of the graph, or several with one label."),
-    ("interface", "the weights between two modules; its strength is the sum of their edge strengths, its cut value."),
-    ("use", "|activation × gradient of the objective|, summed over a module's inner units: where it matters, not how."),
-    ("share of use", "a module's part of the whole network's use at a position."),
-    ("ink of a token", "the module's activity there in ten steps, full at the largest of its examples; the marked "
-     "token is the peak."),
-    ("interval", "95 % bootstrap over samples: positions of one sample are not independent."),
-    ("random", "modules with as many units in every space, whole heads for whole heads, drawn at random."),
-    ("shuffled", "the same module judged by another module's evidence or text."),
-    ("p", "share of controls, this module included, that do at least as well."),
-    ("evidence only", "written by rule from measured figures; nothing is interpreted and no language model was asked."),
-    ("causal", "only what ablation shows. Attribution and detection say where a module is used, not what it is for."),
-)  # fmt: skip
-
-
-def _method(
-    deck: Mapping[str, Any] | None, cards: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What the drawer explains: how the cards were made, and every score in its own words."""
-    meta = (deck or {}).get("meta", {})
-    names = {
-        "model": "model", "digest": "digest of the weights", "n": "samples", "held_out": "held-out samples",
-        "positions": "positions", "seed": "seed", "ablation": "ablation", "control": "control",
-        "objective": "objective", "edge": "edge strength", "client": "described by", "judge": "judged by",
-        "failed": "failed calls",
-    }  # fmt: skip
-    facts = [(words, meta[key]) for key, words in names.items() if meta.get(key) is not None]
-    if deck and meta.get("client") is None:
-        facts.append(("described by", "no language model: evidence only"))
-    said: dict[str, str] = {}
-    for row in [r for c in (*cards, *links) for r in c["score_rows"]]:
-        if row["measure"]:
-            said.setdefault(row["name"], str(row["measure"]))
-    return {"facts": facts, "scores": list(said.items()), "glossary": _GLOSSARY if deck else _GLOSSARY[:2]}
-
-
-def _cards_note(deck: Mapping[str, Any]) -> str:
-    meta = deck.get("meta", {})
-    client, failed = meta.get("client"), sum(c.get("error") is not None for c in deck["cards"])
-    if client:
-        words = f"Texts by {client} from the evidence shown; a language model can be wrong where the evidence is thin."
-    else:
-        words = (
-            "Texts are written by rule from the evidence alone; no language model read them, nothing is interpreted."
-        )
-    if failed:
-        words += f" {failed} of {len(deck['cards'])} calls failed: those cards keep the evidence-only text."
-    if meta.get("held_out") is not None:
-        chosen = meta.get("n", 0) - meta["held_out"]
-        words += (
-            f" Evidence was chosen on {chosen} samples; effects and scores were measured on {meta['held_out']} others."
-        )
-    if meta.get("control"):
-        words += f" Control: {meta['control']}."
-    return words
-
-
 def _trace(t: Mapping[str, Any], at: int, total: int) -> dict[str, Any]:
     title = "Trace of one decision" if total == 1 else f"Trace {at + 1} of {total}"
     return results.trace_section("trace" if total == 1 else f"trace-{at + 1}", title, t)
-
-
-def _not_covered(view: Mapping[str, Any] | None, deck: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    entries = [
-        *((view or {}).get("not_covered") or []),
-        *((deck or {}).get("meta", {}).get("not_covered") or []),
-    ]
-    return list(dict.fromkeys((str(a), str(b)) for a, b in entries))
-
-
-def _provenance(meta: Mapping[str, Any], *parts: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for key in ("meta", "record", "stamp"):
-            inner = (part or {}).get(key)
-            if isinstance(inner, Mapping):
-                merged |= {k: v for k, v in inner.items() if k != "not_covered"}
-    page = {f"page {k}" if k in merged else k: v for k, v in stamp().items() if v != merged.get(k)}
-    entries = results.record_entries({**merged, **meta, **page})
-    return [(k, json.dumps(v) if isinstance(v, (dict, list)) else v) for k, v in entries]

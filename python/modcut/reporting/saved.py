@@ -12,6 +12,7 @@ from modcut import __version__
 from modcut.provenance import stamp
 from modcut.reporting import deck as _deck
 from modcut.reporting import views
+from modcut.reporting.cells import cell
 from modcut.reporting.draw import clean
 
 Format = Literal["html", "json", "md"]
@@ -137,8 +138,6 @@ def words(text: Any) -> str:
 
 def markdown(parts: Mapping[str, Any], title: str) -> str:
     """Return the results as Markdown: cards, scores beside controls, tables and the record."""
-    from modcut.reporting.html import cell
-
     told = bundle(parts, title)
     lines = [f"# {words(title)}", ""]
     summary = (told.get("meta") or {}).get("summary", "")
@@ -202,8 +201,6 @@ def markdown(parts: Mapping[str, Any], title: str) -> str:
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    from modcut.reporting.html import cell
-
     table = [
         [
             r["name"],
@@ -232,8 +229,6 @@ def _inner(text: str) -> str:
 
 
 def _table(t: Mapping[str, Any]) -> list[str]:
-    from modcut.reporting.html import cell
-
     return _grid(t["columns"], [[cell(c) for c in row] for row in t["rows"]])
 
 
