@@ -86,3 +86,25 @@ def _means(x: Array, label: NDArray[np.int64], old: Array) -> Array:
         if (label == c).any():
             centre[c] = x[label == c].mean(0)
     return centre
+
+
+def lloyd(x: Array, k: int, rng: np.random.Generator, *, restarts: int = 6) -> tuple[Array, NDArray[np.int64]]:
+    """Plain k-means (k-means++ starts, the best of ``restarts``): centres [k, dims] and labels int64 [rows]."""
+    best: Array | None = None
+    best_cost = np.inf
+    for _ in range(restarts):
+        centre = _plus_plus(x, k, rng)
+        for _ in range(30):
+            old, centre = centre, _means(x, nearest(x, centre), centre)
+            if np.allclose(old, centre, rtol=0, atol=1e-12):
+                break
+        cost = float(_distances(x, centre).min(1).sum())
+        if cost < best_cost:
+            best, best_cost = centre, cost
+    assert best is not None
+    return best, nearest(x, best)
+
+
+def nearest(x: Array, centre: Array) -> NDArray[np.int64]:
+    """Return the nearest centre of every row, int64 [rows]."""
+    return np.asarray(_distances(x, centre).argmin(1), dtype=np.int64)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from modcut import _batches, provenance
-from modcut.clustering import attach_by_weight, choose_k, functional_labels, slice_labels, spectral_labels
+from modcut.clustering import attach_by_weight, choose_k, slice_labels, spectral_labels
 from modcut.graph.edges import shuffled, usage, with_edge
 from modcut.graph.statistics import Statistics, collect
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED
 from modcut.partition import Partition
+from modcut.skills.evidence import Kept
+from modcut.skills.finder import find
 from modcut.specialise import Specialisation, specialisation
 from modcut.surgery import Healed, cut_and_heal, cut_and_run
 from modcut.treecut import TreeCut, tree_cut
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 Method = Literal["auto", "functional", "spectral", "tree"]
+# Windows whose batches are remembered for the ablations that test what was found.
+_REMEMBERED = 4096
 
 
 def find_modules(
@@ -48,12 +52,14 @@ def find_modules(
     max_k: int = 8,
     max_batches: int | None = None,
     power: float = 4,
+    controls: int = 19,
     progress: bool = False,
 ) -> Partition:
     """Partition a network's vertices into modules, balanced inside every layer, whole heads together.
 
-    - ``functional``: clusters units by how ``|activation x gradient|`` varies over the windows of ``data``; no labels.
-      A dict of loaders gives labelled slices: with k = their number (or "auto"), module i is what slice i uses most.
+    - ``functional``: finds kinds of window by what units do on them (``|activation x gradient|``), and for each the
+      units it uses most: module i belongs to kind i. No labels. A dict of loaders gives labelled slices: with k = their
+      number (or "auto"), module i is what slice i uses most.
     - ``spectral``: layer-stratified spectral clustering of the weights; needs no data, and often finds nothing that the
       network does (structure follows function, not the other way).
     - ``tree``: exact Gomory-Hu tree on co-usage capacities, its k - 1 best edges by cut / volume; not balanced. For
@@ -62,7 +68,9 @@ def find_modules(
 
     Args:
         model_or_graph: A model, or its graph (then statistics come from ``statistics`` or the graph, not from data).
-        k: Number of modules; "auto" takes the largest gap of the spectrum (2 .. max_k).
+        k: Number of modules. "auto", functional: the number of kinds of window that one half of the data predicts of
+            the other; 1 = no skills found, also where the modules do no better on held-out windows than random ones.
+            "auto", from weights: the largest gap of the spectrum. A number is obeyed, whatever the evidence says.
         data: Batches (or a dict of slices).
         method: See above.
         seed: Seed of everything random; equal seeds give equal labels.
@@ -72,11 +80,16 @@ def find_modules(
         max_k: Largest k that "auto" considers.
         max_batches: Use at most so many batches of each slice.
         power: Exponent of the co-usage correlation for ``tree``.
+        controls: Random partitions that ablation damage on held-out windows is compared with (functional, unlabelled
+            ``data``); costs ``(controls + 3) * k`` evaluations of at most 256 windows. 0 = no ablation. Fewer than 19
+            can never reach p = .05.
         progress: Show a progress bar while statistics are gathered.
 
     Returns:
         The partition. Found in data, its graph carries the statistics and contribution edges; ``meta`` says how it was
-        found and what the null of the same size is.
+        found: ``meta["verdict"]`` in words, ``meta["evidence"]`` (:class:`modcut.skills.Evidence` as plain values) with
+        the kinds of window, shuffled null, stability and ablation beside random partitions, ``meta["windows"]`` the
+        kind of every window and ``meta["typical"]`` the most typical windows of each.
 
     Raises:
         ValueError: k out of range, unknown method, missing data, no hidden units, NaN in weights or loss.
@@ -91,9 +104,14 @@ def find_modules(
     graph, model, data = _graph(model_or_graph, data, example_inputs)
     if data is not None and model is None:
         raise ValueError("data needs the model: call find_modules(model, data=...), or pass statistics=")
+    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
+        raise ValueError(f"controls must be an integer of at least 0, got {controls!r}")
+    kept: Kept | None = None
     if method == "spectral":
         statistics = None
     elif data is not None and model is not None and statistics is None:
+        if controls > 0 and method in ("auto", "functional") and k != 1 and not _sliced(data):
+            data = kept = Kept(data, windows=_REMEMBERED)
         statistics = collect(graph, model, data, loss_fn, max_batches=max_batches, progress=progress)
     elif statistics is None and isinstance(graph.statistics, Statistics) and graph.statistics.windows:
         statistics = graph.statistics
@@ -119,22 +137,26 @@ def find_modules(
     squares = {n: s for n, s in statistics.input_mean_square.items() if n not in statistics.not_observed}
     slices = len(statistics.slice_names)
     labelled = method == "functional" and slices > 1 and k in ("auto", slices)
-    if k == "auto":
-        if labelled:
-            k, meta["k_chosen_by"] = slices, "slices"
-        else:
-            k, meta["spectrum"] = choose_k(graph, statistics.profile, max_k=max_k, seed=seed)
-            meta["k_chosen_by"] = "eigengap"
-            # A gap exists in any spectrum: the same eigenvalue with every profile shuffled says what chance gives.
-            null = choose_k(graph, shuffled(statistics, seed, graph).profile, max_k=max_k, seed=seed)[1]
-            meta["null_spectrum"] = null
+    if k == "auto" and method == "tree":
+        k, meta["spectrum"] = choose_k(graph, statistics.profile, max_k=max_k, seed=seed)
+        meta["k_chosen_by"] = "eigengap"
+        # A gap exists in any spectrum: the same eigenvalue with every profile shuffled says what chance gives.
+        meta["null_spectrum"] = choose_k(graph, shuffled(statistics, seed, graph).profile, max_k=max_k, seed=seed)[1]
     if labelled:
-        meta["slices"] = list(statistics.slice_names)
+        meta |= {"slices": list(statistics.slice_names), "k_chosen_by": "slices" if k == "auto" else "caller"}
+        k = slices
         labels = slice_labels(graph, statistics.profile, statistics.slice, input_mean_square=squares)
     elif method == "functional":
-        meta["control"] = "null_spectrum: profiles shuffled over windows" if "null_spectrum" in meta else None
-        labels = functional_labels(graph, statistics.profile, k, seed, input_mean_square=squares)
+        found = find(
+            graph, statistics, k, model=model, kept=kept, loss_fn=loss_fn, controls=controls, max_k=max_k, seed=seed,
+            input_mean_square=squares,
+        )  # fmt: skip
+        k, labels = found.k, found.labels
+        meta |= found.meta
+        if progress:
+            print(found.evidence)
     else:
+        assert k != "auto"
         real = tree_cut(graph, statistics, power=power)
         null_cut = tree_cut(graph, shuffled(statistics, seed, graph), power=power)
         labels = attach_by_weight(graph, real.labels(k), k)
@@ -145,6 +167,10 @@ def find_modules(
             "control": f"profiles shuffled over windows, seed {seed}",
         }
     return Partition(labels, graph, k, meta)
+
+
+def _sliced(data: _batches.Data) -> bool:
+    return isinstance(data, Mapping) and not all(isinstance(v, Tensor) for v in data.values())
 
 
 def _graph(
