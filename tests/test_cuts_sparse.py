@@ -155,3 +155,30 @@ def test_a_million_edges_take_no_more_than_their_own_memory() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1024, "MiB; dense it would be 75 GiB, its rows are 24 MiB"
+
+
+@pytest.mark.parametrize("family", ["path", "tree", "cycle"])
+def test_what_bridges_and_chains_decide_needs_no_flow(family: str) -> None:
+    g = getattr(testing, family)(300, 1, form="csr")
+    tree = modcut.gomory_hu_tree(g)
+    assert tree.exact and tree.stats.flows == 0
+    assert tree.stats.certified_by == {"reduction": 299}
+    testing.validate_cut_tree(tree, g, modcut.gomory_hu_tree(g, certificates=False))
+
+
+def test_stored_zeros_and_loops_are_no_edges() -> None:
+    clean = testing.grid(5, 6, 3, form="csr")
+    rows, cols = (c.astype(np.int64) for c in clean.tocoo().coords)
+    loops = np.arange(30)
+    coo = sp.coo_array(
+        (
+            np.concatenate([clean.data, np.full(30, 7.0), [0.0, 0.0]]),
+            (np.concatenate([rows, loops, [0, 29]]), np.concatenate([cols, loops, [29, 0]])),
+        ),
+        shape=clean.shape,
+    )
+    dirty = sp.csr_array(coo)
+    assert dirty.nnz == clean.nnz + 32
+    a, b = modcut.gomory_hu_tree(clean), modcut.gomory_hu_tree(dirty)
+    assert torch.equal(a.parent, b.parent)
+    assert torch.equal(a.weight, b.weight)

@@ -315,17 +315,25 @@ public:
             if (sum < lower) lower = sum;
             // For every cut in the tree, v lies with b, the neighbour that holds it more strongly.
             bounds.add(s.v, s.b, lower);
-            const bool up = parent[s.a] == s.b, down = parent[s.b] == s.a;
-            const LightEdge joint = up ? above[s.a] : down ? above[s.b] : LightEdge{};
-            if ((up || down) && joint.weight < s.p + s.p) {
-                // a - b becomes a - v - b.
+            const int32_t u = between(s.a, s.b, s.p + s.p, parent, above, bounds);
+            if (u >= 0) {  // x - y becomes x - v - b; without ties between a and b
+                const LightEdge joint = above[u];
                 const LightEdge strong{s.v, s.b, joint.weight + gain, lower, code};
-                if (up) {
-                    parent[s.a] = s.v, parent[s.v] = s.b;
-                    above[s.v] = strong;
-                } else {
-                    parent[s.v] = s.a, above[s.v] = joint;
+                const int32_t over = parent[u];
+                if (below(s.b, u, parent)) {
+                    int32_t z = s.b, up = parent[z];
+                    LightEdge e = above[z];
+                    while (z != u) {  // turn the path from b to u
+                        const int32_t next = parent[up];
+                        const LightEdge next_edge = above[up];
+                        parent[up] = z, above[up] = e;
+                        z = up, up = next, e = next_edge;
+                    }
+                    parent[s.v] = over, above[s.v] = joint;
                     parent[s.b] = s.v, above[s.b] = strong;
+                } else {
+                    parent[u] = s.v;
+                    parent[s.v] = s.b, above[s.v] = strong;
                 }
             } else {
                 parent[s.v] = s.b;
@@ -343,6 +351,31 @@ public:
     }
 
 private:
+    // The lower end of the weakest edge between a and b if that is below `limit`, else -1. An edge (a, b) of at least
+    // limit / 2 is in the graph, which makes them neighbours in every exact tree with such an edge between them; where
+    // floats have rounded a tie away, the path may be longer.
+    static int32_t between(int32_t a, int32_t b, Wide limit, const std::vector<int32_t>& parent,
+                           const std::vector<LightEdge>& above, const detail::GrowingTree& bounds) {
+        if (parent[a] == b) return above[a].weight < limit ? a : -1;
+        if (parent[b] == a) return above[b].weight < limit ? b : -1;
+        if (!(bounds.weakest(a, b).hi < limit.hi * (1 - 1e-13))) return -1;
+        std::vector<int32_t> from_a, from_b;
+        for (int32_t x = a; x >= 0; x = parent[x]) from_a.push_back(x);
+        for (int32_t x = b; x >= 0; x = parent[x]) from_b.push_back(x);
+        while (!from_a.empty() && !from_b.empty() && from_a.back() == from_b.back())
+            from_a.pop_back(), from_b.pop_back();
+        from_a.insert(from_a.end(), from_b.begin(), from_b.end());
+        int32_t u = -1;
+        for (int32_t x : from_a)
+            if (u < 0 || above[x].weight < above[u].weight) u = x;
+        return above[u].weight < limit ? u : -1;
+    }
+
+    static bool below(int32_t x, int32_t u, const std::vector<int32_t>& parent) {
+        while (x >= 0 && x != u) x = parent[x];
+        return x == u;
+    }
+
     struct Step {
         int32_t v, a, b;  // v stood between a and b
         Wide p, q;        // its capacities to a and to b, p <= q

@@ -1,4 +1,5 @@
 // The core's claims, each against a reference that shares no code with it: subsets, Jacobi eigenvalues, re-summed cuts.
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +25,14 @@ void fail(const std::string& claim, const std::string& detail) {
     do {                                       \
         if (!(condition)) fail(claim, detail); \
     } while (0)
+
+std::string text(int64_t x) { return std::to_string(x); }
+std::string text(int x) { return std::to_string(x); }
+std::string text(double x) {  // every digit, at any scale
+    char out[32];
+    std::snprintf(out, sizeof out, "%.17g", x);
+    return out;
+}
 
 using Matrix = std::vector<std::vector<double>>;
 
@@ -149,8 +158,7 @@ double check_induced(const Graph& g, const Tree& t, const std::string& what) {
             side[x] = y == v;
         }
         CLAIM(close(cut_of(g.w, side), t.weight[v]), "each tree edge's induced cut is its weight",
-              what + ", vertex " + std::to_string(v) + ": " + std::to_string(cut_of(g.w, side)) +
-                  " != " + std::to_string(t.weight[v]));
+              what + ", vertex " + text(v) + ": " + text(cut_of(g.w, side)) + " != " + text(t.weight[v]));
         CLAIM(t.lower[v] <= t.weight[v], "lower <= weight", what);
         sum += t.weight[v];
     }
@@ -198,8 +206,8 @@ std::vector<cpu::Settings> all_settings() {
 }
 
 std::string name_of(const cpu::Settings& s) {
-    return std::string(s.certificates ? "certificates" : "flows") + " representation " +
-           std::to_string(s.representation) + " kind " + std::to_string(int(s.kind));
+    return std::string(s.certificates ? "certificates" : "flows") + " representation " + text(s.representation) +
+           " kind " + text(int(s.kind));
 }
 
 std::mt19937_64 rng(7);
@@ -275,14 +283,13 @@ void small_graphs_match_all_subsets(int rounds) {
                 const GlobalReport r = cpu::global_cut(g.view, side.data(), {}, poll);
                 const int64_t count = std::count(side.begin(), side.end(), uint8_t(1));
                 CLAIM(close(r.value.value, least) && r.exact && r.lower <= r.value.value,
-                      "global_cut is the minimum over pairs", "kind " + std::to_string(kind));
+                      "global_cut is the minimum over pairs", "kind " + text(kind));
                 CLAIM(count > 0 && count < g.n && close(cut_of(g.w, side), r.value.value),
-                      "its side has the value's capacity", "kind " + std::to_string(kind));
+                      "its side has the value's capacity", "kind " + text(kind));
             }
             for (const cpu::Settings& s : all_settings()) {
                 if (g.view.has_csr && s.representation == 1) continue;
-                const std::string what =
-                    "kind " + std::to_string(kind) + " round " + std::to_string(round) + ", " + name_of(s);
+                const std::string what = "kind " + text(kind) + " round " + text(round) + ", " + name_of(s);
                 const Tree t = tree(g.view, s);
                 check_induced(g, t, what);
                 CLAIM(t.report.repairs == 0, "no cut had to be mended", what);
@@ -377,14 +384,13 @@ void certificates_agree_with_flows(int rounds) {
         without.certificates = without.reductions = false;
         const Tree a = tree(g.view, with), b = tree(g.view, without);
         const double sa = check_induced(g, a, "with certificates"), sb = check_induced(g, b, "without");
-        CLAIM(close(sa, sb), "certified trees weigh what flow trees weigh",
-              std::to_string(sa) + " " + std::to_string(sb));
+        CLAIM(close(sa, sb), "certified trees weigh what flow trees weigh", text(sa) + " " + text(sb));
         by_cholesky += a.report.nu.proof == NuProof::cholesky;
         for (int64_t v = 0; v < g.n; ++v) {
             if (a.proof[v] == uint8_t(Proof::flow)) continue;
             ++certified, ++by[a.proof[v]];
             CLAIM(close(path_minimum(b, v, a.parent[v]), a.weight[v]), "a certified cut is what a flow finds",
-                  "round " + std::to_string(round) + ", proof " + std::to_string(a.proof[v]));
+                  "round " + text(round) + ", proof " + text(a.proof[v]));
         }
         for (double eps : {0.05, 0.5}) {
             cpu::Settings near;
@@ -395,19 +401,17 @@ void certificates_agree_with_flows(int rounds) {
                 const double truth = path_minimum(b, v, c.parent[v]);
                 CLAIM(c.lower[v] <= truth * (1 + 1e-11) && truth <= c.weight[v] * (1 + 1e-11),
                       "with eps the truth lies between the bounds",
-                      "round " + std::to_string(round) + ", eps " + std::to_string(eps) + ", proof " +
-                          std::to_string(c.proof[v]) + ": " + std::to_string(c.lower[v]) + " " + std::to_string(truth) +
-                          " " + std::to_string(c.weight[v]));
+                      "round " + text(round) + ", eps " + text(eps) + ", proof " + text(c.proof[v]) + ": " +
+                          text(c.lower[v]) + " " + text(truth) + " " + text(c.weight[v]));
                 CLAIM(c.lower[v] * (1 + eps) >= c.weight[v] * (1 - 1e-11), "with eps the bounds are that close",
-                      "round " + std::to_string(round));
+                      "round " + text(round));
             }
         }
     }
     for (Proof p :
          {Proof::deficiency, Proof::exceptions, Proof::merged, Proof::module, Proof::quotient, Proof::reduction})
-        CLAIM(by[int(p)] > 5, "the certificate test meets every kind of proof",
-              std::to_string(int(p)) + ": " + std::to_string(by[int(p)]));
-    CLAIM(by_cholesky > 5, "the certificate test factors something", std::to_string(by_cholesky));
+        CLAIM(by[int(p)] > 5, "the certificate test meets every kind of proof", text(int(p)) + ": " + text(by[int(p)]));
+    CLAIM(by_cholesky > 5, "the certificate test factors something", text(by_cholesky));
     std::printf(
         "certified %lld vertices (%lld graphs by Cholesky; deficiency %lld, exceptions %lld, merged %lld, module "
         "%lld, quotient %lld, reduction %lld), checked by flows\n",
@@ -450,13 +454,13 @@ void proven_eigenvalue_bounds_hold(int rounds) {
         const Tree t = tree(g.view, {});
         const double truth = second_eigenvalue(g.w);
         CLAIM(t.report.nu.nu <= truth + 1e-12, "a proven nu is below the eigenvalue",
-              std::to_string(t.report.nu.nu) + " " + std::to_string(truth));
+              text(t.report.nu.nu) + " " + text(truth));
         const Degrees deg = degrees(g.view, 1);
         Poll poll;
         const Survey all = survey(g.view, deg, [](int64_t) { return true; }, 0, 1, poll);
         const double by_blocks = SecondEigenvalue(normalised_blocks(all, deg)).best();
         CLAIM(1 - by_blocks <= truth + 1e-12, "the bound by norms of blocks is below the eigenvalue",
-              std::to_string(1 - by_blocks) + " " + std::to_string(truth));
+              text(1 - by_blocks) + " " + text(truth));
         const std::vector<uint8_t> none(all.cells.count, 0);
         for (const auto& gone : {independent_cells(all), none}) {
             Schur schur(all, deg, gone);
@@ -464,10 +468,10 @@ void proven_eigenvalue_bounds_hold(int rounds) {
             for (double above : {1e-6, 1e-3, 0.1}) {
                 const double below = 1 - truth - above * (1 - truth) - 1e-9;
                 CLAIM(!schur.factorisation_proves(below, 1, poll) && !schur.norms_prove(below),
-                      "no proof of a nu above the eigenvalue", std::to_string(truth));
+                      "no proof of a nu above the eigenvalue", text(truth));
             }
             CLAIM(schur.factorisation_proves(1 - truth * 0.999 + 1e-4, 1, poll),
-                  "the factorisation proves a nu just below the eigenvalue", std::to_string(truth));
+                  "the factorisation proves a nu just below the eigenvalue", text(truth));
         }
     }
 }
@@ -489,7 +493,7 @@ void certificates_meet_their_premise(int rounds) {
         for (int64_t i = 0; i < g.n; ++i)
             for (double x : g.w[i]) d[i] += x, volume += x;
         const double nu = t.report.nu.nu;
-        CLAIM(nu <= second_eigenvalue(g.w) + 1e-10, "a reported nu is below the eigenvalue", std::to_string(nu));
+        CLAIM(nu <= second_eigenvalue(g.w) + 1e-10, "a reported nu is below the eigenvalue", text(nu));
         for (int64_t i = 0; i < g.n; ++i) {
             if (t.proof[i] != uint8_t(Proof::deficiency)) continue;
             ++looked_at;
@@ -497,10 +501,10 @@ void certificates_meet_their_premise(int rounds) {
             for (int64_t u = 0; u < g.n; ++u)
                 if (u != t.report.root && u != i) top = std::max(top, g.w[i][u] / d[u]);
             CLAIM(2 * top + 2 * d[i] / volume <= nu * (1 + 1e-9), "a certificate meets its theorem's premise",
-                  std::to_string(2 * top + 2 * d[i] / volume) + " against " + std::to_string(nu));
+                  text(2 * top + 2 * d[i] / volume) + " against " + text(nu));
         }
     }
-    CLAIM(looked_at > 10 * rounds, "the premise test looks at certificates", std::to_string(looked_at));
+    CLAIM(looked_at > 10 * rounds, "the premise test looks at certificates", text(looked_at));
 }
 
 void threads_do_not_change_bits() {
@@ -512,7 +516,7 @@ void threads_do_not_change_bits() {
         const Tree many = tree(g.view, s);
         CLAIM(one.parent == many.parent && !std::memcmp(one.weight.data(), many.weight.data(), 8 * g.n) &&
                   one.proof == many.proof,
-              "the tree does not depend on the number of threads", std::to_string(threads));
+              "the tree does not depend on the number of threads", text(threads));
     }
     // The product and the factorisation by themselves, whether or not the tree found them worth their price.
     const Degrees deg = degrees(g.view, 1);
@@ -524,26 +528,28 @@ void threads_do_not_change_bits() {
         const double t = schur.estimate(poll);
         CLAIM(t < 0.95 && schur.factorisation_proves(0.9 * t + 0.1, threads, poll) &&
                   !schur.factorisation_proves(0.98 * t, threads, poll),
-              "threads factor as one does", std::to_string(threads) + " " + std::to_string(t));
+              "threads factor as one does", text(threads) + " " + text(t));
     }
 }
 
 void scales_do_not_hang() {
-    for (int round = 0; round < 40; ++round) {
+    for (int round = 0; round < 60; ++round) {
         const int64_t n = pick(3, 9);
-        Matrix w(n, std::vector<double>(n, 0));
+        const auto scale = [] { return std::pow(10.0, -300 + 600 * uniform()); };
+        Matrix w = branches(n, pick(0, n));
         for (int64_t i = 0; i < n; ++i)
             for (int64_t j = 0; j < i; ++j)
-                w[i][j] = w[j][i] = uniform() < 0.2 ? 0 : std::pow(10.0, -300 + 600 * uniform());
+                if (round % 3 || w[i][j] > 0) w[i][j] = w[j][i] = round % 3 && uniform() < 0.2 ? 0 : scale();
         const Matrix best = brute(w);
-        Graph g = dense(w, Scalar::f64);
-        for (const cpu::Settings& s : all_settings()) {
-            const Tree t = tree(g.view, s);
-            check_induced(g, t, "scales 1e-300 to 1e300, " + name_of(s));
-            for (int64_t u = 0; u < n; ++u)
-                for (int64_t v = 0; v < u; ++v)
-                    CLAIM(close(path_minimum(t, u, v), best[u][v]), "scales 1e-300 to 1e300", name_of(s));
-        }
+        for (Graph& g : std::array{dense(w, Scalar::f64), csr(w, false)})
+            for (const cpu::Settings& s : all_settings()) {
+                if (g.view.has_csr && s.representation == 1) continue;
+                const std::string what = "scales 1e-300 to 1e300, round " + text(round) + ", " + name_of(s);
+                const Tree t = tree(g.view, s);
+                check_induced(g, t, what);
+                for (int64_t u = 0; u < n; ++u)
+                    for (int64_t v = 0; v < u; ++v) CLAIM(close(path_minimum(t, u, v), best[u][v]), what, "");
+            }
     }
     Matrix tiny(4, std::vector<double>(4, 0));
     for (int i = 0; i < 4; ++i)
@@ -561,7 +567,7 @@ void one_reading_finds_what_degrees_finds() {
             const Degrees all = degrees(g.view, 1), two = cut_ends(g.view, 0, n - 1, 2);
             CLAIM(two.nonzero == all.nonzero && two.slots == all.slots && close(two.d[0], all.d[0]) &&
                       close(two.d[n - 1], all.d[n - 1]),
-                  "one reading counts as degrees() does", std::to_string(n));
+                  "one reading counts as degrees() does", text(n));
         }
         for (double bad : {-1.0, nan, inf})
             for (int64_t i : {int64_t(0), n / 2, n - 1})
@@ -575,8 +581,7 @@ void one_reading_finds_what_degrees_finds() {
                         } catch (const InputError&) {
                             refused = true;
                         }
-                        CLAIM(refused, "one reading refuses every bad entry",
-                              std::to_string(i) + " " + std::to_string(j));
+                        CLAIM(refused, "one reading refuses every bad entry", text(i) + " " + text(j));
                     }
                 }
         if (n > 2)
@@ -590,7 +595,7 @@ void one_reading_finds_what_degrees_finds() {
                     } catch (const InputError&) {
                         refused = true;
                     }
-                    CLAIM(refused, "an entry that is not its mirror is found", std::to_string(n));
+                    CLAIM(refused, "an entry that is not its mirror is found", text(n));
                 }
             }
     }
@@ -599,7 +604,7 @@ void one_reading_finds_what_degrees_finds() {
 void trivial_sizes_work() {
     for (int64_t n : {0, 1, 2}) {
         Graph g = dense(random_matrix(n, 0), Scalar::f64);
-        check_induced(g, tree(g.view, {}), "n = " + std::to_string(n));
+        check_induced(g, tree(g.view, {}), "n = " + text(n));
         GraphView none;
         none.n = n;
         tree(none, {});

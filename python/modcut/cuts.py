@@ -106,8 +106,7 @@ def gomory_hu_tree(
     if method == "exact" and eps != 0.0:
         raise ValueError(f'eps must be 0 with method="exact", got {eps:g}; use method="approx"')
     seed = operator.index(seed)
-    p = problem(g, bipartite=bipartite, symmetrize=symmetrize)
-    return tree_of(p, certificates, threads, seed, float(eps))
+    return _read_once(g, lambda p: tree_of(p, certificates, threads, seed, float(eps)), bipartite, symmetrize)
 
 
 def recertify(

@@ -149,8 +149,8 @@ class CutTree:
             raise ValueError(f"parent must be -1 at exactly one vertex, the root; got {len(roots)} such vertices")
         if int(self.parent.min()) < -1 or int(self.parent.max()) >= n:
             raise ValueError(f"parent must hold vertex ids below {n}, or -1 at the root")
-        if len(self._order) != n:
-            raise ValueError(f"parent must lead to the root from every vertex; {n - len(self._order)} are on cycles")
+        if lost := _astray(self.parent.numpy(), roots[0]):
+            raise ValueError(f"parent must lead to the root from every vertex; {lost} are on cycles or lead to one")
         edges = self.parent >= 0
         w, low = self.weight[edges], self.lower[edges]
         if not bool(((w >= 0) & torch.isfinite(w) & (low >= 0) & (low <= w)).all()):
@@ -182,7 +182,7 @@ class CutTree:
 
     @cached_property
     def _order(self) -> list[int]:
-        """Vertices reached from the root, parents before children; fewer than n where some are on cycles."""
+        """All vertices, parents before children."""
         if self._star:
             return [self.root, *self.edges.tolist()]
         below: list[list[int]] = [[] for _ in range(self.n)]
@@ -244,8 +244,12 @@ class CutTree:
         """Share of the edges whose cut is a single vertex; 0.0 where there is no edge."""
         if self.n < 2:
             return 0.0
-        size = self.subtree_sums(torch.ones(self.n, dtype=torch.int64))[self.edges]
-        return float(((size == 1) | (size == self.n - 1)).double().mean())
+        parent, root = self.parent.numpy(), self.root
+        above = parent[parent >= 0]
+        children = np.bincount(above, minlength=self.n)
+        alone = np.count_nonzero(children == 0)  # the root has children
+        beside = children[root] == 1 and self.n > 2  # the one edge of the root cuts it off
+        return float(alone + beside) / (self.n - 1)
 
     # --- cuts --------------------------------------------------------------------------------------------------------
 
@@ -450,3 +454,14 @@ class CutTree:
         ]
         rows = ends + [[]] * (len(edges) - len(ends))  # the others are counted, not shown
         return _notebook.table(["vertex", "parent", "minimum cut", "proven at least"], rows, caption=repr(self))
+
+
+def _astray(parent: np.ndarray[Any, Any], root: int) -> int:
+    """How many vertices never reach the root by their parents. O(n log depth)."""
+    up = np.where(parent < 0, root, parent)
+    for _ in range(len(up).bit_length()):
+        lost = int(np.count_nonzero(up != root))
+        if lost == 0:
+            return 0
+        up = up[up]
+    return int(np.count_nonzero(up != root))
