@@ -1,6 +1,6 @@
 // Exact reductions of sparse graphs, in linear time: a cut tree is put together from those of its blocks (biconnected
 // components), and in a block a vertex with two neighbours is replaced by an edge. Statements and proofs:
-// docs/mathematics.md, section "Sparse graphs". Trees, paths, cycles, cacti and series-parallel graphs need no flow.
+// docs/mathematics.md, section 6. Trees, paths, cycles, cacti and series-parallel graphs need no flow.
 #pragma once
 #include <algorithm>
 #include <cstdint>
