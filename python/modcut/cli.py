@@ -15,6 +15,7 @@ _INTERRUPTED = 130  # the shell's status for Ctrl-C
 # What a stopped command leaves, by its name.
 _GOES_ON = {
     "demo": " (the demo goes on from its last checkpoint when it is started again)",
+    "train": " (the state is saved: the same command goes on from there)",
     "describe": " (what was done is kept: the same command with --resume goes on from there)",
 }
 
@@ -65,6 +66,25 @@ def demo(
     from modcut.demo.run import run
 
     run(out, seed=seed, quick=quick, fresh=fresh)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML or JSON; see docs/training_runs.md.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="Fine-tune this model: package.module:build, a folder, or smollm2.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, results.json, report.html.")] = Path(
+        "modcut-train"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the checkpoints of an earlier run.")] = False,
+) -> None:
+    """Train with the modularity loss, beside the same run without it; a stopped run goes on to the bit."""
+    from modcut.training import read_config
+    from modcut.training import train as run
+
+    settings = read_config(config, source=source)
+    run(settings, out, fresh=fresh)
 
 
 @app.command()
@@ -184,7 +204,7 @@ def report(
     page = out or paths[0].parent / f"report.{suffix}"
     if page in paths:
         raise typer.BadParameter(f"--out {page} is one of the files to read")
-    if len(paths) == 1 and paths[0].suffix == ".json" and (kind := _kind(paths[0])) in ("demo", "cut"):
+    if len(paths) == 1 and paths[0].suffix == ".json" and (kind := _kind(paths[0])) in ("demo", "cut", "train"):
         _report_run(paths[0], kind, page, suffix)
     else:
         import modcut
@@ -205,12 +225,17 @@ def _kind(path: Path) -> str | None:
 
 
 def _report_run(path: Path, kind: str, page: Path, suffix: str) -> None:
-    """Print and write the results.json of a demo or a cut."""
+    """Print and write the results.json of a demo, a training run or a cut."""
     if kind == "demo":
         from modcut.demo.run import write_report
+    elif kind == "train":
+        from modcut.training.page import write_report
     else:
         from modcut.pipeline import write_report
-    from modcut.demo.table import show
+    if kind == "train":
+        from modcut.training.run import show
+    else:
+        from modcut.demo.table import show
 
     read = json.loads(path.read_text(encoding="utf-8"))
     show(read)
