@@ -14,6 +14,8 @@ const char* kind_name(Kind k) {
             return "float32";
         case Kind::f64:
             return "float64";
+        case Kind::bf16:
+            return "bfloat16";
         case Kind::i32:
             return "int32";
         case Kind::i64:
@@ -22,7 +24,9 @@ const char* kind_name(Kind k) {
             return "uint8 or bool";
     }
 }
-int64_t kind_bytes(Kind k) { return k == Kind::u8 ? 1 : k == Kind::f32 || k == Kind::i32 ? 4 : 8; }
+int64_t kind_bytes(Kind k) {
+    return k == Kind::u8 ? 1 : k == Kind::bf16 ? 2 : k == Kind::f32 || k == Kind::i32 ? 4 : 8;
+}
 
 std::string dtype_name(DLDataType t) {
     static const char* const codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
@@ -37,6 +41,8 @@ bool match(DLDataType t, Kind k) {
             return t.code == 2 && t.bits == 32;
         case Kind::f64:
             return t.code == 2 && t.bits == 64;
+        case Kind::bf16:
+            return t.code == 4 && t.bits == 16;
         case Kind::i32:
             return t.code == 0 && t.bits == 32;
         case Kind::i64:

@@ -11,7 +11,7 @@
 
 namespace modcut::bind {
 
-enum class Kind { f32, f64, i32, i64, u8 };
+enum class Kind { f32, f64, bf16, i32, i64, u8 };
 
 struct Array {
     void* data = nullptr;

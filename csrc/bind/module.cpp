@@ -7,6 +7,7 @@
 #include <string>
 
 #include "bind/arrays.hpp"
+#include "bind/share.hpp"
 #include "cpu/cut.hpp"
 #include "cuda/device.hpp"
 
@@ -259,6 +260,7 @@ PYBIND11_MODULE(_native, m) {
             PyErr_SetString(PyExc_RuntimeError, e.what());
         }
     });
+    b::register_share(m);
     m.def("info", &b::info);
     m.def("devices", &b::devices);
     m.def("max_flow", &b::max_flow, "n"_a, "blocks"_a, "csr"_a, "s"_a, "t"_a, "side_out"_a, "settings"_a);
