@@ -27,7 +27,7 @@ LAYERS = (
     ("testing", "controls", "metrics", "_affinity", "_kmeans", "treecut"),
     ("partition",),
     ("clustering", "improve"),
-    ("ops", "_norms", "_terms", "_held", "_schedule", "_state", "_coarse", "_soft"),
+    ("_fused", "ops", "_norms", "_terms", "_held", "_schedule", "_state", "_coarse", "_soft"),
     ("_leak", "_labels", "_forms", "_commit", "_sever"),
     ("_objective",),
     ("loss",),

@@ -392,6 +392,7 @@ void run(std::vector<Matrix<T, A>>& matrices, int k, bool shrink, bool add_to, i
             const Range mine = modcut::share(team, matrices[i].rows, 128);
             if (mine.begin < mine.end)
                 detail::dispatch(matrices[i], tables[i].all, tables[i].pitch, k, mine.begin, mine.end, shrink, add_to);
+            team.sync();  // the next matrix may be other rows and columns of the same memory
         }
     });
 }

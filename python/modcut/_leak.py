@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modcut._fused import FusedLeak, FusedShare, fits
 from modcut._norms import InputNorms
-from modcut._terms import Terms, terms_of
+from modcut._terms import LiveWeight, Terms, terms_of
 from modcut.graph.balance import balanced_scale
 from modcut.graph.types import WeightGraph
 from modcut.ops import reference, share_rows, share_rows_grad, share_shrink_
@@ -58,6 +59,9 @@ class Leak(nn.Module):
         self._index: dict[str, Tensor] = {}
         self._balanced: dict[int, tuple[Tensor, Tensor]] = {}
         self._fallback: Tensor | None = None
+        self._kernel: FusedShare | None = None
+        self._known: tuple[Any, ...] | None = None  # scales and row weights, and what they were made from
+        self._nonzero: Tensor | None = None  # rows that received anything at the last call
         self._ready = False  # nothing left to look up before a call: the call can be compiled as one graph
         self._age = 0  # training steps so far: how old a balanced scale may be
 
@@ -81,12 +85,21 @@ class Leak(nn.Module):
         Raises:
             RuntimeError: there is no partition yet.
         """
+        return self.scaled_leak(1.0)
+
+    def scaled_leak(self, factor: float | Tensor) -> Tensor:
+        """Return ``factor * leak()``: the compiled kernel multiplies on its way, autograd has nothing left to do."""
         if not self.labelled:
             raise RuntimeError("the leak needs a partition, there is none before the warm-up is over")
         weights = [w.get() for w in self._terms.weights]
+        if not torch.compiler.is_compiling() and self._fusible(weights):
+            if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+                out: Tensor = FusedLeak.apply(self, float(factor), *weights)  # type: ignore[no-untyped-call]
+                return out
+            return self.fused(float(factor), [False] * len(weights))[0]
         leak, strength = share_rows(weights, *self._arguments(weights), power=self._power)
         row_weight, dead = self._row_parts(strength)
-        value = (leak * row_weight).sum() + dead
+        value = ((leak * row_weight).sum() + dead) * factor
         if not torch.compiler.is_compiling() and value.device.type == "cpu" and not bool(torch.isfinite(value)):
             self._check_weights()
         return value
@@ -95,6 +108,8 @@ class Leak(nn.Module):
     def add_gradient_(self, scale: float) -> float:
         """Add ``scale`` times the gradient of the leak to every ``.grad`` in closed form; return the leak."""
         weights = [w.get() for w in self._terms.weights]
+        if self._fusible(weights):
+            return self._fused_add(weights, scale)
         arguments = self._arguments(weights)
         leak, strength = share_rows(weights, *arguments, power=self._power)
         omega, dead = self._row_parts(strength)
@@ -122,6 +137,9 @@ class Leak(nn.Module):
         """Shrink cross-module weights in place by ``step * s_j / r_i``; ``step`` by ``id`` of the parameter."""
         weights = [w.get() for w in self._terms.weights]
         scales, row_labels, col_labels, k = self._arguments(weights)
+        if self._fusible(weights) and not self._tied():
+            self._fused_shrink(weights, step)
+            return
         _, strength = share_rows(weights, scales, row_labels, col_labels, k, power=self._power)
         heights, widths = list(self._terms.heights), list(self._terms.widths)
         parts = zip(
@@ -164,6 +182,84 @@ class Leak(nn.Module):
         scales = self._arguments([w.get() for w in self._terms.weights])[0]
         parts = torch.split(scales, list(self._terms.widths))
         return {m.name: part for m, part in zip(self._terms.matrices, parts, strict=True)}
+
+    # -- compiled kernel -----------------------------------------------------------------------------------------------
+
+    def _fusible(self, weights: list[Tensor]) -> bool:
+        return self._power == 1 and self.labels.device.type == "cpu" and fits(weights, self.k)
+
+    def _tied(self) -> bool:
+        """Whether two matrices lie in one parameter: shrinking the first would change what the second receives."""
+        first: dict[int, LiveWeight] = {}
+        return any(first.setdefault(id(w.parameter()), w) is not w for w in self._terms.weights)
+
+    def _prepared(self, weights: list[Tensor]) -> tuple[FusedShare, Tensor, Tensor, Tensor]:
+        """The kernel, scales [C], row weights [R] and what dead modules count: kept while nothing moved."""
+        norms = self.norms
+        key = (norms.mean_square._version, norms.mass._version, weights[0].dtype)
+        if self._known is not None and self._known[0] == key and self._kernel is not None:
+            return self._kernel, *self._known[1:]
+        scales, row_label, col_label, k = self._arguments(weights)
+        dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+        if self._kernel is None:
+            self._kernel = FusedShare(weights, row_label, col_label, k)
+        if self._nonzero is None or self._nonzero.shape != row_label.shape:
+            self._nonzero = torch.ones(row_label.shape, dtype=torch.bool)
+        row_weights, dead = self._row_parts(self._nonzero.to(dtype))
+        known = (key, scales.to(dtype).contiguous(), row_weights, dead)
+        # Stand-ins for norms that were not measured, and gains, follow the weights: not kept.
+        self._known = known if self._ready and self.edge == "contribution" else None
+        return self._kernel, *known[1:]
+
+    def _run(
+        self, weights: list[Tensor], grads: list[Tensor | None] | None, factor: float, *, accumulate: bool = False
+    ) -> Tensor:
+        """Run the kernel; return factor * leak. Rows that receive nothing any more, or again, show only afterwards."""
+        kernel, scales, row_weights, dead = self._prepared(weights)
+        value, _, strength = kernel.run(weights, grads, scales, row_weights * factor, accumulate=accumulate)
+        nonzero = strength != 0
+        nonzero |= kernel.row_labels == 255
+        if not torch.equal(nonzero, self._nonzero):  # type: ignore[arg-type]
+            if accumulate:  # take back what was added
+                kernel.run(weights, grads, scales, row_weights * -factor, accumulate=True)
+            self._nonzero, self._known = nonzero, None
+            return self._run(weights, grads, factor, accumulate=accumulate)
+        if not math.isfinite(value):
+            self._check_weights()
+        return dead * factor + value
+
+    @torch.no_grad()
+    def fused(self, factor: float, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return factor * leak and its gradient for each of the weights that need one."""
+        weights = [w.get().detach() for w in self._terms.weights]
+        grads: list[Tensor | None] = [
+            torch.empty_strided(w.shape, w.stride(), dtype=w.dtype) if need else None
+            for w, need in zip(weights, needed, strict=True)
+        ]
+        return self._run(weights, grads if any(needed) else None, factor), grads
+
+    def _fused_add(self, weights: list[Tensor], scale: float) -> float:
+        if not scale:
+            return float(self._run(weights, None, 1.0))
+        grads: list[Tensor | None] = []
+        for live in self._terms.weights:
+            p = live.parameter()
+            if p.requires_grad and p.grad is None:
+                p.grad = torch.zeros_like(p)
+            if p.requires_grad and p.grad is not None and p.grad.stride() != p.stride():
+                whole = torch.zeros_like(p)
+                p.grad = whole.copy_(p.grad)
+            grads.append(live.view(p.grad) if p.requires_grad and p.grad is not None else None)
+        return float(self._run(weights, grads, scale, accumulate=True)) / scale
+
+    def _fused_shrink(self, weights: list[Tensor], step: Mapping[int, float]) -> None:
+        kernel, scales, row_weights, _ = self._prepared(weights)
+        sizes = []
+        for live, rows in zip(self._terms.weights, self._terms.heights, strict=True):
+            p = live.parameter()
+            sizes += [step.get(id(p), 0.0) if p.requires_grad else 0.0] * rows
+        steps = torch.tensor(sizes, dtype=row_weights.dtype)
+        kernel.shrink_(weights, scales, steps * self._dials().to(steps.dtype))
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -212,6 +308,7 @@ class Leak(nn.Module):
 
     def _forget(self) -> None:
         self._index, self._balanced, self._fallback, self._ready = {}, {}, None, False
+        self._kernel = self._known = self._nonzero = None
 
     @torch.no_grad()
     def _scales(self, weights: list[Tensor]) -> Tensor:

@@ -143,3 +143,27 @@ def degree_cuda(
     col_out: Capsule,  # float64 [C] on the same device
     stream: int,
 ) -> None: ...
+def share_pass(
+    weights: list[Capsule],  # [R, C * taps] float32|float64|bfloat16, one dtype; rows or columns contiguous
+    grads: list[Capsule | None],  # empty, or of the weights' shapes and strides; written (or added to)
+    taps: list[int],  # consecutive columns of each weight that share a scale and a label
+    scales: Capsule,  # [sum C] float64 for float64 weights, else float32
+    row_labels: Capsule,  # uint8 [sum R]: below k, 255 outside the graph
+    col_labels: Capsule,  # uint8 [sum C]
+    row_weights: Capsule,  # [sum R] as scales: how much each row's leak counts
+    leak_out: Capsule,  # [sum R] as scales
+    strength_out: Capsule,  # [sum R] as scales
+    k: int,
+    accumulate: bool,  # add to grads instead of writing them
+    threads: int,
+) -> float: ...  # sum of row_weights * leak
+def share_shrink(
+    weights: list[Capsule],  # as above; changed in place
+    taps: list[int],
+    scales: Capsule,
+    row_labels: Capsule,
+    col_labels: Capsule,
+    row_steps: Capsule,  # [sum R]: W <- sign(W) max(|W| - row_step * scale / strength, 0) where labels differ
+    k: int,
+    threads: int,
+) -> None: ...
