@@ -142,7 +142,9 @@ def test_skills_of_a_net_stand_up_on_held_out_windows_and_random_modules_do_not(
     held = {f"kind {c}": kept.select(kinds.label == c) for c in range(2)}
     dealt = Partition(matched_labels(graph, P.labels, torch.Generator().manual_seed(3)), graph, 2)
     verdict = judge(model, dealt, kinds, profile, held=held)
-    assert not verdict.found and any("random partitions specialise as much" in x for x in verdict.against)
+    assert not verdict.found and any("resampled windows agree little" in x for x in verdict.against)
+    swapped = judge(model, Partition(1 - P.labels, graph, 2), kinds, profile, held=held, bootstraps=0)
+    assert not swapped.found and any("does not matter most to its own kind" in x for x in swapped.against)
     assert "no skills found" in str(verdict) and verdict.to_dict()["held_out"] == 240
 
 

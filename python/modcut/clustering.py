@@ -92,12 +92,7 @@ def slice_labels(
         raise ValueError(f"labelled slices must be at least 2 with at least 2 windows each, got {counts.tolist()}")
     units = units_of(graph)
     clustered = _clustered(units, k)
-    x = unit_profiles(graph, profile).double()
-    score = torch.zeros(clustered.numel(), k, dtype=torch.float64)
-    for c in range(k):
-        a, b = x[slices == c], x[slices != c]
-        error = a.var(0) / len(a) + b.var(0) / len(b)
-        score[:, c] = torch.where(error > 0, (a.mean(0) - b.mean(0)) / error.clamp_min(1e-300).sqrt(), 0.0)
+    score = preference(unit_profiles(graph, profile), slices, k)
     label = np.full(units.count, -1, dtype=np.int64)
     place = {int(u): i for i, u in enumerate(clustered)}
     for _, kind, ids in units.members():
@@ -105,6 +100,48 @@ def slice_labels(
             label[ids.numpy()] = balance_family(score[[place[int(u)] for u in ids]])
     follow(graph, units, label, k, input_mean_square)
     return torch.from_numpy(label)[units.unit]
+
+
+def preference(z: Tensor, slices: Tensor, k: int) -> Tensor:
+    """Welch's t of each unit's usage z [windows, units] in slice c against all other windows, float64 [units, k]."""
+    x = z.double()
+    score = torch.zeros(x.shape[1], k, dtype=torch.float64)
+    for c in range(k):
+        a, b = x[slices == c], x[slices != c]
+        error = a.var(0) / len(a) + b.var(0) / len(b)
+        score[:, c] = torch.where(error > 0, (a.mean(0) - b.mean(0)) / error.clamp_min(1e-300).sqrt(), 0.0)
+    return score
+
+
+def core_labels(
+    graph: WeightGraph, profile: Tensor, slices: Tensor, labels: Tensor, k: int, *, share: float = 0.5
+) -> Tensor:
+    """Keep of every module the units that its slice uses most exclusively; label the rest k, "shared".
+
+    A balanced partition has to put units somewhere that every slice uses; the core leaves them out.
+
+    Args:
+        graph: The model's graph.
+        profile: float [windows, n].
+        slices: int64 [windows], values 0 .. k-1.
+        labels: int64 [n]: module c is what slice c uses most (:func:`slice_labels`).
+        k: Number of modules.
+        share: Of the units of every family and module, rounded.
+
+    Returns:
+        int64 [n], values 0 .. k; vertices that are neither neurons nor heads are k.
+    """
+    units = units_of(graph)
+    score = torch.zeros(units.count, k, dtype=torch.float64)
+    score[_clustered(units, 1)] = preference(unit_profiles(graph, profile), slices, k)
+    mine = torch.zeros(units.count, dtype=torch.int64)
+    mine[units.unit] = labels
+    out = torch.full((units.count,), k, dtype=torch.int64)
+    for _, kind, ids in units.members():
+        for c in range(k if kind in CLUSTERED else 0):
+            own = ids[mine[ids] == c]
+            out[own[score[own, c].argsort(descending=True)[: round(share * len(own))]]] = c
+    return out[units.unit]
 
 
 def spectral_labels(

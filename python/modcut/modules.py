@@ -81,8 +81,8 @@ def find_modules(
         max_batches: Use at most so many batches of each slice.
         power: Exponent of the co-usage correlation for ``tree``.
         controls: Random partitions that ablation damage on held-out windows is compared with (functional, unlabelled
-            ``data``); costs ``(controls + 3) * k`` evaluations of at most 256 windows. 0 = no ablation. Fewer than 19
-            can never reach p = .05.
+            ``data``); costs about ``2 * (controls + 2) * k`` evaluations of at most 256 windows. 0 = no ablation.
+            Fewer than 19 can never reach p = .05.
         progress: Show a progress bar while statistics are gathered.
 
     Returns:

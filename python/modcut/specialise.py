@@ -82,6 +82,7 @@ def specialisation(
     reference: Any = None,
     max_loss: float | Mapping[str, float] | None = None,
     max_batches: int | None = None,
+    modules: int | None = None,
     seed: int = 0,
 ) -> Specialisation:
     """Ablate each module's units and compare which modules each slice of the data needs.
@@ -99,6 +100,7 @@ def specialisation(
         reference: For mean and resample ablation.
         max_loss: Loss below which a slice counts as learned (one number, or one per slice).
         max_batches: Use at most so many batches of each slice.
+        modules: Ablate only the first so many modules; the units of the others are left alone (default all).
         seed: Seed of the random partitions.
 
     Raises:
@@ -110,6 +112,9 @@ def specialisation(
         raise ValueError(f"slices must name at least 2 parts of the data, got {len(slices)}")
     if random < 1:
         raise ValueError(f"random must be at least 1 (no score without its control), got {random}")
+    count = P.k if modules is None else modules
+    if not 1 <= count <= P.k:
+        raise ValueError(f"modules must be between 1 and the partition's {P.k}, got {count}")
     device = _batches.device_of(model)
     batches = {
         name: [_batches.to_device(b, device) for _, b in _batches.iterate(part, max_batches=max_batches)]
@@ -141,7 +146,7 @@ def specialisation(
 
     def damage(labels: Tensor) -> dict[str, list[float]]:
         out: dict[str, list[float]] = {name: [] for name in batches}
-        for c in range(P.k):
+        for c in range(count):
             with interventions.replace(
                 model, P.graph, causal & (labels == c), mode, reference=reference, scale=1.0 if mode == "noise" else 0.0
             ):
@@ -153,7 +158,7 @@ def specialisation(
     generator = torch.Generator().manual_seed(seed)
     null = tuple(_tv(damage(matched_labels(P.graph, P.labels, generator))) for _ in range(random))
     lost = {name: tuple(d) for name, d in own.items()}
-    return Specialisation(_tv(own), null, lost, base, mode, seed, P.graph.n, P.k, provenance.digest(model))
+    return Specialisation(_tv(own), null, lost, base, mode, seed, P.graph.n, count, provenance.digest(model))
 
 
 def _tv(damage: Mapping[str, Sequence[float]]) -> float:

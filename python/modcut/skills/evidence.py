@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modcut import _batches
-from modcut.clustering import slice_labels
+from modcut.clustering import core_labels, slice_labels
 from modcut.graph import interventions
 from modcut.graph.types import WeightGraph
 from modcut.graph.units import CLUSTERED, units_of
@@ -39,9 +39,12 @@ class Evidence:
     stability: tuple[float, ...] = ()
     """Adjusted Rand index between the partition and those found in resampled windows."""
     special: dict[str, Any] = field(default_factory=dict)
-    """:meth:`modcut.specialise.Specialisation.to_dict` on held-out windows: TV, random partitions, damage."""
+    """:meth:`modcut.specialise.Specialisation.to_dict` on held-out windows: TV, random partitions, damage, when the
+    *core* of each module is removed, the half that its kind uses most exclusively. The verdict rests on this."""
+    whole: dict[str, Any] = field(default_factory=dict)
+    """The same when whole modules are removed, with the units that all kinds share."""
     index_tv: float = math.nan
-    """TV of the partition by index: equal blocks of neighbouring units."""
+    """TV of the cores by index: blocks of neighbouring units of the same sizes."""
     all_removed: dict[str, float] = field(default_factory=dict)
     """Loss increase of each kind when all neurons and heads are removed."""
     held_out: int = 0
@@ -56,6 +59,7 @@ class Evidence:
             "null": self.null,
             "stability": list(self.stability),
             "specialisation": self.special,
+            "whole": self.whole,
             "index_tv": None if math.isnan(self.index_tv) else self.index_tv,
             "all_removed": self.all_removed,
             "held_out": self.held_out,
@@ -75,9 +79,14 @@ class Evidence:
         if self.special:
             tv, null = self.special["tv"], self.special["random_mean"]
             shown = "none" if tv is None or null is None else f"{tv:.2f}, random partitions {null:.2f}"
-            lines.append(f"  TV {shown}, by index {self.index_tv:.2f}, p = {self.special['p']:.3f}")
+            lines.append(f"  cores: TV {shown}, by index {self.index_tv:.2f}, p = {self.special['p']:.3f}")
+            if self.whole and self.whole["tv"] is not None and self.whole["random_mean"] is not None:
+                lines.append(
+                    f"  whole modules: TV {self.whole['tv']:.2f}, random partitions {self.whole['random_mean']:.2f}, "
+                    f"p = {self.whole['p']:.3f}"
+                )
             for name, damage in self.special["damage"].items():
-                lines.append(f"    removing each module costs {name}: " + ", ".join(f"{d:+.3f}" for d in damage))
+                lines.append(f"    removing each core costs {name}: " + ", ".join(f"{d:+.3f}" for d in damage))
             lines.append(f"    ({self.held_out} held-out windows, {self.special['control']})")
         else:
             lines.append("  not tested by ablation")
@@ -130,7 +139,9 @@ def judge(
         if empty:
             against.append(f"no held-out window is of {empty[0]}")
         else:
-            tested, reasons = _ablated(model, P, held, loss_fn, controls, seed)
+            labels = core_labels(P.graph, profile, kinds.label, P.labels, P.k)
+            core = Partition(labels, P.graph, P.k + 1)
+            tested, reasons = _ablated(model, P, core, held, loss_fn, controls, seed)
             against += reasons
     found = not against
     return Evidence(
@@ -141,30 +152,33 @@ def judge(
 def _ablated(
     model: nn.Module,
     P: Partition,
+    core: Partition,
     held: Mapping[str, Sequence[Any]],
     loss_fn: _batches.LossFn | None,
     controls: int,
     seed: int,
 ) -> tuple[dict[str, Any], list[str]]:
     against: list[str] = []
-    own = specialisation(model, P, held, loss_fn, random=controls, seed=seed)
-    index = specialisation(model, by_index(P), held, loss_fn, random=1, seed=seed)
+    own = specialisation(model, core, held, loss_fn, random=controls, modules=P.k, seed=seed)
+    whole = specialisation(model, P, held, loss_fn, random=controls, seed=seed)
+    index = specialisation(model, by_index(core), held, loss_fn, random=1, modules=P.k, seed=seed)
     everything = all_removed(model, P.graph, held, loss_fn)
     for name, damage in everything.items():
         if not damage > _DOES * abs(own.base_loss[name]):
             against.append(f"removing every neuron and head raises the loss of {name} by {damage:.3g} only")
     if math.isnan(own.tv):
-        against.append("no module hurts one of the kinds")
+        against.append("removing any core hurts one of the kinds not at all")
     else:
         if own.p > 0.05:
-            against.append(f"random partitions specialise as much (TV {own.tv:.2f}, p = {own.p:.2f})")
+            against.append(f"random cores specialise as much (TV {own.tv:.2f}, p = {own.p:.2f})")
         # A network trained in blocks has its modules in index order: the same partition is no rival.
         rival = adjusted_rand(by_index(P).labels, P.labels) < 0.9
         if rival and not math.isnan(index.tv) and index.tv >= own.tv:
-            against.append(f"the partition by index specialises as much (TV {index.tv:.2f} against {own.tv:.2f})")
+            against.append(f"cores by index specialise as much (TV {index.tv:.2f} against {own.tv:.2f})")
         against += _unpaired(own)
     tested = {
         "special": own.to_dict(),
+        "whole": whole.to_dict(),
         "index_tv": index.tv,
         "all_removed": everything,
         "held_out": sum(_batches.batch_size(b) for part in held.values() for b in part),
