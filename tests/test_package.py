@@ -36,7 +36,7 @@ LAYERS = (
     ("integrations",),
     ("surgery", "specialise"),
     ("skills",),
-    ("modules", "organisms", "capability", "data"),
+    ("modules", "organisms", "capability", "data", "symmetries"),
     ("reading",),
     ("auditing",),
     ("reporting",),

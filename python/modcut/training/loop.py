@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 from bisect import bisect_left
@@ -18,6 +19,7 @@ from torch import nn
 import modcut
 from modcut import _batches
 from modcut.graph.types import WeightGraph
+from modcut.integrations import distributed
 from modcut.loss import ModularityLoss
 from modcut.training import checkpoint, lowrank
 from modcut.training.config import Config
@@ -99,7 +101,13 @@ class Arm:
             self.budget = modcut.optim.Budget(
                 self.crit, task.loss, s.budget, baseline=reference, every=max(1, t.evaluate_every // 2)
             )
-        self.run: nn.Module = torch.compile(model) if t.compile else model  # type: ignore[assignment]
+        # Under torchrun every process takes its share of each batch; what is written is written by the first.
+        self.rank, self.world = _processes()
+        self.run = model
+        if self.world > 1:
+            self.run = nn.parallel.DistributedDataParallel(model)
+        if t.compile:
+            self.run = torch.compile(self.run)  # type: ignore[assignment]
         self.step = 0
         self.curve: Curve = []
         self.done = False
@@ -139,7 +147,8 @@ class Arm:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for i in range(t.accumulate):
-            batch = self.task.batch(self.step * t.accumulate + i, t.batch, self.config.seed)
+            number = (self.step * t.accumulate + i) * self.world + self.rank
+            batch = self.task.batch(number, t.batch, self.config.seed)
             batch = _batches.to_device(batch, _batches.device_of(self.model))
             with torch.autocast(_batches.device_of(self.model).type, torch.bfloat16, enabled=t.amp == "bfloat16"):
                 loss = _batches.loss_of(self.run, batch)
@@ -151,14 +160,14 @@ class Arm:
             )
             raise RuntimeError(f"the task loss must stay finite, it is {total} at step {self.step}; {kept}")
         if crit is not None and self.config.loss.form == "gradient":
-            penalty = crit()
-            if penalty.requires_grad and crit.weight:
-                penalty.backward()
+            distributed.backward_(crit)
         if t.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
+        if crit is not None:
+            distributed.synchronise(crit)
         self.optimizer.step()
         if crit is not None:
-            crit.step()
+            distributed.step(crit)
         if self.budget is not None:
             self.budget.step()
         self.step += 1
@@ -190,7 +199,10 @@ class Arm:
         plain["config"] = _identity(self.config)
         if self.budget is not None:
             plain["budget"] = self.budget.state_dict()
-        checkpoint.save(self.path, self.model, self.inner, parts, **plain)
+        if self.rank == 0:
+            checkpoint.save(self.path, self.model, self.inner, parts, **plain)
+        if self.world > 1:
+            torch.distributed.barrier()
 
     def _kept(self) -> int:
         return int(checkpoint.read(self.path)[0]["step"])
@@ -236,8 +248,17 @@ def _identity(config: Config) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued, flat."""
     plain = json.loads(json.dumps(config.to_dict()))
     return {f"{a}.{b}": v for a in ("model", "data", "training", "loss") for b, v in plain[a].items()} | {
-        "seed": plain["seed"]
+        "seed": plain["seed"],
+        "processes": _processes()[1],
     }
+
+
+def _processes() -> tuple[int, int]:
+    """Return this process's number and how many there are; joins the group that torchrun announces."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (torch.distributed.get_rank(), world) if world > 1 else (0, 1)
 
 
 def _interpolated(curve: Curve) -> Callable[[int], float]:

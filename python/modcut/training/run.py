@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import time
 from pathlib import Path
@@ -45,8 +46,9 @@ def train(config: Config, out: Path, *, fresh: bool = False, console: Console | 
         ValueError: ``out`` holds a run of another config; a model that cannot be partitioned as asked.
         KeyboardInterrupt: stopped by the user; the state is saved.
     """
-    console, began = console or Console(), time.perf_counter()
-    if fresh and out.exists():
+    first = os.environ.get("RANK", "0") == "0"
+    console, began = console or Console(quiet=not first), time.perf_counter()
+    if fresh and first and out.exists():
         for name in ("checkpoints", "results.json", "report.html", "curves.svg"):
             path = out / name
             if path.is_dir():
@@ -77,7 +79,7 @@ def train(config: Config, out: Path, *, fresh: bool = False, console: Console | 
                 shown = f"leak {found[-1]:.3f} {spark(found)}" if found else ""
                 losses = [r["loss"] for r in arm.curve]
                 bar.update(line, completed=arm.step, loss=f"loss {losses[-1]:.3f} {spark(losses)}", leak=shown)
-                if arm.step % config.training.evaluate_every == 1:  # the live picture
+                if first and arm.step % config.training.evaluate_every == 1:  # the live picture
                     write_text(out / "curves.svg", standalone(frontier({n: a.curve for n, a in arms.items()})))
 
             arm.train(stop, tick)
@@ -102,7 +104,8 @@ def train(config: Config, out: Path, *, fresh: bool = False, console: Console | 
                 "budget": [] if arm.budget is None else [list(h) for h in arm.budget.history],
             }
         )
-        checkpoint.save(out / f"{name}.safetensors", arm.model, digest=rows[-1]["digest"])
+        if first:
+            checkpoint.save(out / f"{name}.safetensors", arm.model, digest=rows[-1]["digest"])
     results = plain(
         {
             "kind": "train",
@@ -116,6 +119,8 @@ def train(config: Config, out: Path, *, fresh: bool = False, console: Console | 
         }
     )
     results["findings"] = findings(results)
+    if not first:
+        return results  # type: ignore[no-any-return]
     if labels is not None:
         Partition(labels, arms[names[-1]].graph, config.loss.k, {"method": origin}).save(out / "partition.safetensors")
     write_json(out / "results.json", results)
