@@ -63,6 +63,7 @@ class FusedShare:
         )
         self.rows = int(self.row_labels.numel())
         size = sum(w.numel() for w in weights)
+        self._seen: tuple[list[int], list[object]] = ([], [])
         self.threads = max(1, min(torch.get_num_threads(), size // _PER_THREAD))
 
     def run(
@@ -85,7 +86,7 @@ class FusedShare:
         """
         leak, strength = torch.empty_like(row_weights), torch.empty_like(row_weights)
         value: float = importlib.import_module("modcut._native").share_pass(
-            [_capsule(w) for w in weights],
+            self._capsules(weights),
             [] if grads is None else [None if g is None else _capsule(g) for g in grads],
             self.taps,
             capsule(scales),
@@ -103,7 +104,7 @@ class FusedShare:
     def shrink_(self, weights: Sequence[Tensor], scales: Tensor, row_steps: Tensor) -> None:
         """Shrink what crosses by ``row_step * s_j / r_i`` in place; rows of step 0 are left alone."""
         importlib.import_module("modcut._native").share_shrink(
-            [_capsule(w) for w in weights],
+            self._capsules(weights),
             self.taps,
             capsule(scales),
             capsule(self.row_labels),
@@ -112,6 +113,13 @@ class FusedShare:
             self.k,
             self.threads,
         )
+
+    def _capsules(self, weights: Sequence[Tensor]) -> list[object]:
+        """Capsules are read, never consumed: those of weights that have not moved serve again."""
+        places = [w.data_ptr() for w in weights]
+        if places != self._seen[0]:
+            self._seen = (places, [_capsule(w) for w in weights])
+        return self._seen[1]
 
 
 def _capsule(w: Tensor) -> object:

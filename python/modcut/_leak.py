@@ -61,6 +61,7 @@ class Leak(nn.Module):
         self._fallback: Tensor | None = None
         self._kernel: FusedShare | None = None
         self._known: tuple[Any, ...] | None = None  # scales and row weights, and what they were made from
+        self._checked: tuple[list[int], bool, torch.dtype | None] = ([], False, None)
         self._nonzero: Tensor | None = None  # rows that received anything at the last call
         self._ready = False  # nothing left to look up before a call: the call can be compiled as one graph
         self._age = 0  # training steps so far: how old a balanced scale may be
@@ -186,7 +187,14 @@ class Leak(nn.Module):
     # -- compiled kernel -----------------------------------------------------------------------------------------------
 
     def _fusible(self, weights: list[Tensor]) -> bool:
-        return self._power == 1 and self.labels.device.type == "cpu" and fits(weights, self.k)
+        if self._power != 1 or self.labels.device.type != "cpu":
+            return False
+        # What was readable stays so while it does not move: 16 small checks cost as much as 100,000 weights.
+        plain = all(type(w) in (Tensor, nn.Parameter) and w.device.type == "cpu" for w in weights)
+        key = [w.data_ptr() for w in weights] if plain else []
+        if not plain or key != self._checked[0] or weights[0].dtype != self._checked[2]:
+            self._checked = (key, fits(weights, self.k), weights[0].dtype)
+        return self._checked[1]
 
     def _tied(self) -> bool:
         """Whether two matrices lie in one parameter: shrinking the first would change what the second receives."""
@@ -244,21 +252,22 @@ class Leak(nn.Module):
         grads: list[Tensor | None] = []
         for live in self._terms.weights:
             p = live.parameter()
-            if p.requires_grad and p.grad is None:
-                p.grad = torch.zeros_like(p)
-            if p.requires_grad and p.grad is not None and p.grad.stride() != p.stride():
-                whole = torch.zeros_like(p)
-                p.grad = whole.copy_(p.grad)
-            grads.append(live.view(p.grad) if p.requires_grad and p.grad is not None else None)
+            if not p.requires_grad:
+                grads.append(None)
+                continue
+            grad = p.grad
+            if grad is None:
+                grad = p.grad = torch.zeros_like(p)
+            elif grad.stride() != p.stride():
+                grad = p.grad = torch.zeros_like(p).copy_(grad)
+            grads.append(live.view(grad))
         return float(self._run(weights, grads, scale, accumulate=True)) / scale
 
     def _fused_shrink(self, weights: list[Tensor], step: Mapping[int, float]) -> None:
         kernel, scales, row_weights, _ = self._prepared(weights)
-        sizes = []
-        for live, rows in zip(self._terms.weights, self._terms.heights, strict=True):
-            p = live.parameter()
-            sizes += [step.get(id(p), 0.0) if p.requires_grad else 0.0] * rows
-        steps = torch.tensor(sizes, dtype=row_weights.dtype)
+        sizes = [step.get(id(p), 0.0) if p.requires_grad else 0.0 for p in (w.parameter() for w in self._terms.weights)]
+        heights = torch.tensor(self._terms.heights)
+        steps = torch.tensor(sizes, dtype=row_weights.dtype).repeat_interleave(heights)
         kernel.shrink_(weights, scales, steps * self._dials().to(steps.dtype))
 
     # -- numbers -------------------------------------------------------------------------------------------------------
@@ -309,6 +318,7 @@ class Leak(nn.Module):
     def _forget(self) -> None:
         self._index, self._balanced, self._fallback, self._ready = {}, {}, None, False
         self._kernel = self._known = self._nonzero = None
+        self._checked = ([], False, None)
 
     @torch.no_grad()
     def _scales(self, weights: list[Tensor]) -> Tensor:

@@ -50,7 +50,7 @@ class LiveWeight:
             RuntimeError: the model is gone, or the parameter changed its shape or memory layout.
         """
         p: Tensor = getattr(self.owner, self._attribute)
-        if tuple(p.shape) != self._shape or p.stride() != self._stride:
+        if p.shape != self._shape or p.stride() != self._stride:
             raise RuntimeError(
                 f"parameter {self.name} must keep the shape and strides it had when the loss was built, "
                 f"{list(self._shape)} {list(self._stride)}, got {list(p.shape)} {list(p.stride())}: build a new loss"
