@@ -131,6 +131,8 @@ def run(name: str, repeat: int, seed: int) -> dict[str, Any]:
         row[f"share {form}"] = ms[form] / ms["plain"] - 1
     row |= {f"{key}_ms": ms[key] for key in extra}
     row["value_gradient_per_read_write"] = ms["value_gradient"] / ms["read_write"]
+    row["closed_per_read_write"] = ms["closed"] / ms["read_write"]
+    row["kernel"] = crit._fusible(weights)
     return row
 
 

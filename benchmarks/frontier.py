@@ -20,7 +20,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from bench_common import cpu_model
 from frontier_arms import ARMS, Run, graph_of, index_pairs, weights_of
 from frontier_tasks import TASKS, Task
 from modcut import provenance
+from modcut._files import plain
 from modcut.graph.edges import with_edge
 from modcut.graph.statistics import collect
 from modcut.modules import specialisation
@@ -40,8 +41,8 @@ from modcut.modules import specialisation
 ROOT = Path(__file__).parents[1]
 CHOOSE, REPORT = (0, 1, 2), (3, 4, 5, 6, 7)
 DRAWS = 100
-# Two-sided 95 % quantile of Student's t with 4 degrees of freedom: five seeds.
-_T4 = 2.776
+# Two-sided 95 % quantiles of Student's t, by the number of seeds.
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 # ---- measures --------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ class Table:
         self.task, self.out = task, out
         self.rows: dict[str, dict[str, Any]] = {}
         if out.exists():
-            self.rows = {r["key"]: r for r in json.loads(out.read_text())["rows"]}
+            self.rows = {r["key"]: plain(r) for r in json.loads(out.read_text())["rows"]}
 
     def run(self, arm: str, setting: dict[str, Any], seed: int) -> dict[str, Any]:
         key = key_of(arm, setting, seed)
@@ -173,7 +174,7 @@ class Table:
         split = "validation" if seed in CHOOSE else "test"
         row = {"key": key, "arm": arm, "setting": setting, "seed": seed, "split": split, "train_s": trained}
         row |= measure(task, result, seed, split) | {"extra": result.extra, "commit": provenance.stamp()["commit"]}
-        self.rows[key] = row
+        self.rows[key] = row = plain(row)  # JSON has no NaN
         self.write()
         print(
             f"{arm}  {setting}  seed {seed}: accuracy {row['accuracy']:.4f}, cut {row['cut']['accuracy']:.4f}, "
@@ -219,12 +220,15 @@ def _cut(row: dict[str, Any]) -> float:
 
 
 # ---- table -----------------------------------------------------------------------------------------------------------
-def interval(values: list[float], digits: int = 3) -> str:
+def interval(values: Sequence[float | None], digits: int = 3) -> str:
     """Mean and half the 95 % confidence interval (Student's t)."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
+    known = [v for v in values if v is not None]  # specialisation: a slice that no ablation hurts has no shares
+    if not known:
+        return "-"
+    mean = statistics.fmean(known)
+    if len(known) < 2:
         return f"{mean:.{digits}f}"
-    half = (_T4 if len(values) == 5 else 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    half = _T95[len(known)] * statistics.stdev(known) / math.sqrt(len(known))
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
