@@ -247,3 +247,16 @@ def test_the_partition_by_index_has_the_same_make_up():
         assert torch.equal(a, b)
     hidden = next(s for s in graph.spaces if s.kind == "hidden")
     assert bool((index.labels[hidden.vertices].diff() >= 0).all())
+
+
+def test_the_example_runs(capsys):
+    """In a short form: after 4 steps there is nothing to find, and it says so."""
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parent.parent / "examples" / "find_skills.py"
+    spec = importlib.util.spec_from_file_location("find_skills", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert example.main(steps=4, windows_shown=96).k == 1
+    assert "no skills found" in capsys.readouterr().out
