@@ -146,13 +146,9 @@ py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, con
         SignalPoll poll;
         r = cpu::gomory_hu(g, out, set, poll);
     }
-    const char* proof = r.nu.proof == NuProof::frobenius  ? "frobenius"
-                        : r.nu.proof == NuProof::norms    ? "norms"
-                        : r.nu.proof == NuProof::cholesky ? "cholesky"
-                                                          : "none";
     return py::dict("flows"_a = r.flows, "certified"_a = r.certified, "passes"_a = r.passes, "seconds"_a = since(start),
                     "seconds_certificates"_a = r.seconds_certificates, "root"_a = r.root, "exact"_a = r.exact,
-                    "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = proof,
+                    "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = name_of(r.nu.proof),
                     "components"_a = r.components, "representation"_a = r.representation, "fallbacks"_a = r.fallbacks,
                     "repairs"_a = r.repairs, "reduced"_a = r.reduced);
 }
@@ -169,6 +165,51 @@ double settle_tree(int64_t n, const py::list& blocks, const py::object& csr, con
     py::gil_scoped_release release;
     SignalPoll poll;
     return cpu::settle_tree(g, tree, set, poll);
+}
+
+py::dict recertify(int64_t n, const py::list& blocks, const py::object& guess, const py::object& anchor, bool magnitude,
+                   const py::object& parent_out, const py::object& weight_out, const py::object& lower_out,
+                   const py::object& certified_out, const py::dict& settings) {
+    GraphView g = graph(n, blocks, py::none());
+    if (magnitude && g.integral) throw py::type_error("magnitude must be False for int64 capacities");
+    g.magnitude = magnitude;
+    const cpu::Settings set = settings_of(settings, g);
+    const Array d = vector_of(guess, "guess", n, {Kind::f64});
+    const TreeOut out{static_cast<int64_t*>(vector_of(parent_out, "parent_out", n, {Kind::i64}).data),
+                      static_cast<double*>(vector_of(weight_out, "weight_out", n, {Kind::f64}).data),
+                      static_cast<double*>(vector_of(lower_out, "lower_out", n, {Kind::f64}).data),
+                      static_cast<uint8_t*>(vector_of(certified_out, "certified_out", n, {Kind::u8}).data)};
+    Anchor before;
+    if (!anchor.is_none()) {
+        if (!py::isinstance<py::tuple>(anchor) || py::len(anchor) != 3)
+            throw py::type_error("anchor must be None or a tuple (blocks, strengths, nu)");
+        const py::tuple parts = anchor.cast<py::tuple>();
+        if (!py::isinstance<py::list>(parts[0]) || !PyFloat_Check(py::object(parts[2]).ptr()))
+            throw py::type_error("anchor must be a tuple (list of blocks, strengths, float nu)");
+        before.blocks = graph(n, parts[0].cast<py::list>(), py::none()).blocks;
+        before.d = static_cast<const double*>(vector_of(parts[1], "anchor strengths", n, {Kind::f64}).data);
+        before.nu = parts[2].cast<double>();
+        bool alike = before.blocks.size() == g.blocks.size() && before.nu >= 0 && before.nu <= 2;
+        for (size_t k = 0; alike && k < g.blocks.size(); ++k) {
+            const BlockView &a = g.blocks[k], &b = before.blocks[k];
+            alike = a.type == b.type && a.rows == b.rows && a.cols == b.cols && a.row0 == b.row0 && a.col0 == b.col0 &&
+                    a.symmetric == b.symmetric;
+        }
+        if (!alike) throw py::value_error("anchor must have the blocks of the graph, and nu in [0, 2]");
+    }
+    const auto start = std::chrono::steady_clock::now();
+    Recheck r;
+    {
+        py::gil_scoped_release release;
+        SignalPoll poll;
+        r = cpu::recertify(g, static_cast<const double*>(d.data), anchor.is_none() ? nullptr : &before, out, set, poll);
+    }
+    py::dict by;
+    for (int code = 0; code < 8; ++code)
+        if (r.by[code]) by[py::int_(code)] = r.by[code];
+    return py::dict("read"_a = r.read, "unproven"_a = r.unproven, "root"_a = r.root, "by"_a = by,
+                    "nontrivial"_a = r.nontrivial, "components"_a = r.components, "nu"_a = r.nu.nu,
+                    "nu_proof"_a = name_of(r.nu.proof), "passes"_a = r.passes, "seconds"_a = since(start));
 }
 
 py::dict global_cut(int64_t n, const py::list& blocks, const py::object& csr, const py::object& side_out,
@@ -266,6 +307,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("max_flow", &b::max_flow, "n"_a, "blocks"_a, "csr"_a, "s"_a, "t"_a, "side_out"_a, "settings"_a);
     m.def("gomory_hu", &b::gomory_hu, "n"_a, "blocks"_a, "csr"_a, "parent_out"_a, "weight_out"_a, "lower_out"_a,
           "certified_out"_a, "settings"_a);
+    m.def("recertify", &b::recertify, "n"_a, "blocks"_a, "guess"_a, "anchor"_a, "magnitude"_a, "parent_out"_a,
+          "weight_out"_a, "lower_out"_a, "certified_out"_a, "settings"_a);
     m.def("global_cut", &b::global_cut, "n"_a, "blocks"_a, "csr"_a, "side_out"_a, "settings"_a);
     m.def("settle_tree", &b::settle_tree, "n"_a, "blocks"_a, "csr"_a, "parent"_a, "weight"_a, "lower"_a, "certified"_a,
           "settings"_a);

@@ -29,7 +29,11 @@ enum class Proof : uint8_t {
     quotient = 7,    // a hub: a cut of whole modules
     reduction = 8,   // by the graph's structure: bridges, blocks, vertices with two neighbours
 };
-enum class NuProof : uint8_t { none, frobenius, norms, cholesky };
+enum class NuProof : uint8_t { none, frobenius, norms, cholesky, carried };
+inline const char* name_of(NuProof how) {
+    static constexpr const char* kNames[] = {"none", "frobenius", "norms", "cholesky", "carried"};
+    return kNames[int(how)];
+}
 
 struct Gap {  // a proven lower bound on nu_2 and how it was proven
     double nu = 0;
@@ -74,27 +78,8 @@ public:
 
     StarProof prove() {
         StarProof& out = out_;
-        const int64_t n = g_.n;
-        out.proof.assign(n, Proof::flow);
-        out.hub.assign(comp_.count, -1);
-        for (int64_t x = 0; x < n; ++x) {
-            int32_t& h = out.hub[comp_.of[x]];
-            if (h < 0 || deg_.d[x] > deg_.d[h]) h = int32_t(x);
-        }
-        out.parent.resize(n);
-        for (int64_t x = 0; x < n; ++x) out.parent[x] = out.hub[comp_.of[x]];
-        out.weight = out.lower = deg_.d;
-        if (!set_.enabled || n < 4) return std::move(out_);
-        // Only the largest component is worth a proof; the others run flows.
-        std::vector<int64_t> size(comp_.count);
-        for (int64_t x = 0; x < n; ++x) ++size[comp_.of[x]];
-        const int32_t big = int32_t(std::max_element(size.begin(), size.end()) - size.begin());
-        if (size[big] < 4) return std::move(out_);
-        for (int64_t x = 0; x < n; ++x)
-            if (comp_.of[x] == big) members_.push_back(int32_t(x)), volume_ += deg_.d[x];
-        if (!(volume_ < 1e290)) return std::move(out_);
-        volume_ *= 1 - 1e-9;
-        hub_ = out.hub[big];
+        if (!begin()) return std::move(out_);
+        const int32_t big = comp_.of[hub_];
         survey_ = survey(g_, deg_, [&](int64_t x) { return comp_.of[x] == big; }, hub_, set_.threads, poll_);
         out.passes += 1;
         if (!survey_.valid) return std::move(out_);
@@ -113,7 +98,50 @@ public:
         return std::move(out_);
     }
 
+    // From a survey at hand, and a gap that `more()` may know of where that of the survey is not enough. No elimination,
+    // no modules: what these would prove is left.
+    template <class More>
+    StarProof prove_surveyed(Survey seen, More&& more) {
+        if (!begin()) return std::move(out_);
+        survey_ = std::move(seen);
+        SecondEigenvalue blocks(normalised_blocks(survey_, deg_));
+        const double t = blocks.best();
+        if (t < 1) out_.gap = {1 - t, NuProof::frobenius};
+        if (out_.gap.nu > 0) certify();
+        if (left() > 0) {
+            const double nu = more();
+            if (nu > out_.gap.nu) out_.gap = {nu, NuProof::carried}, certify();
+        }
+        place();
+        return std::move(out_);
+    }
+
 private:
+    // The hubs, and the component that is worth a proof: the largest; the others run flows. False where none is.
+    bool begin() {
+        const int64_t n = g_.n;
+        out_.proof.assign(n, Proof::flow);
+        out_.hub.assign(comp_.count, -1);
+        for (int64_t x = 0; x < n; ++x) {
+            int32_t& h = out_.hub[comp_.of[x]];
+            if (h < 0 || deg_.d[x] > deg_.d[h]) h = int32_t(x);
+        }
+        out_.parent.resize(n);
+        for (int64_t x = 0; x < n; ++x) out_.parent[x] = out_.hub[comp_.of[x]];
+        out_.weight = out_.lower = deg_.d;
+        if (!set_.enabled || n < 4) return false;
+        std::vector<int64_t> size(comp_.count);
+        for (int64_t x = 0; x < n; ++x) ++size[comp_.of[x]];
+        const int32_t big = int32_t(std::max_element(size.begin(), size.end()) - size.begin());
+        if (size[big] < 4) return false;
+        for (int64_t x = 0; x < n; ++x)
+            if (comp_.of[x] == big) members_.push_back(int32_t(x)), volume_ += deg_.d[x];
+        if (!(volume_ < 1e290)) return false;
+        volume_ *= 1 - 1e-9;
+        hub_ = out_.hub[big];
+        return true;
+    }
+
     int64_t left() const { return int64_t(members_.size()) - 1 - out_.certified; }
 
     // Not even nu = 1 would certify a fifth of the vertices by their ratios: sparse graphs, which flows do better.

@@ -105,81 +105,114 @@ private:
     double eta_;
 };
 
-// D^-1/2 W D^-1/2 of the surveyed vertices, in groups of cells (each cell its own, or all together when there are more
-// than `limit`); u_a = D^1/2 of the group, normalised: the first eigenvector lies in their span.
-inline BlockNorms normalised_blocks(const Survey& s, const Degrees& deg, int32_t limit = 256) {
+// The groups of cells in which norms are taken: each cell its own where they are few, else those with the same
+// neighbours together, else all. -1: a cell without strength.
+inline std::vector<int32_t> groups_of_cells(const Survey& s, const std::vector<double>& volume, int32_t few = 48,
+                                            int32_t most = 256) {
+    std::vector<int32_t> group(s.cells.count, -1);
+    int32_t count = 0;
+    for (int32_t c = 0; c < s.cells.count; ++c)
+        if (volume[c] > 0) group[c] = count++;
+    if (count <= few) return group;
+    std::vector<std::vector<int32_t>> beside(s.cells.count);
+    for (const CellPair& p : s.cells.pairs) {
+        beside[p.a].push_back(p.b);
+        if (p.a != p.b) beside[p.b].push_back(p.a);
+    }
+    std::map<std::vector<int32_t>, int32_t> known;
+    for (int32_t c = 0; c < s.cells.count; ++c) {
+        if (group[c] < 0) continue;
+        std::sort(beside[c].begin(), beside[c].end());
+        group[c] = known.try_emplace(std::move(beside[c]), int32_t(known.size())).first->second;
+    }
+    if (int32_t(known.size()) > most)
+        for (int32_t& a : group) a = std::min(a, 0);
+    return group;
+}
+
+// D^-1/2 W D^-1/2 of the surveyed vertices, in groups of cells; u_a = D^1/2 of the group, normalised: the first
+// eigenvector lies in their span.
+inline BlockNorms normalised_blocks(const Survey& s, const Degrees& deg) {
     BlockNorms m;
-    if (s.pairs.empty() || s.cells.count > limit) {
+    if (s.pairs.empty()) {
         m.count = 1;
         m.q = {1}, m.across = {0}, m.z = {1};
         m.norm = {std::sqrt(std::max(0.0, s.total_squares * (1 + 1e-9) - 1) + 1e-12)};
         return m;
     }
-    std::vector<double> volume(s.cells.count, 0);
+    std::vector<double> of_cell(s.cells.count, 0);
     for (int32_t c = 0; c < s.cells.count; ++c)
         for (int64_t x = s.cells.begin[c]; x < s.cells.begin[c + 1]; ++x)
-            if (s.inverse[x] > 0) volume[c] += deg.d[x];
-    std::vector<int32_t> group(s.cells.count, -1);
-    for (int32_t c = 0; c < s.cells.count; ++c)
-        if (volume[c] > 0) group[c] = int32_t(m.count++), m.z.push_back(std::sqrt(volume[c]));
+            if (s.inverse[x] > 0) of_cell[c] += deg.d[x];
+    const std::vector<int32_t> group = groups_of_cells(s, of_cell);
+    for (int32_t a : group) m.count = std::max<int64_t>(m.count, a + 1);
     const int64_t n = m.count;
+    std::vector<double> volume(n, 0);
+    for (int32_t c = 0; c < s.cells.count; ++c)
+        if (group[c] >= 0) volume[group[c]] += of_cell[c];
+    double total = 0;
+    for (double v : volume) total += v;
+    for (double v : volume) m.z.push_back(std::sqrt(v / total));
     m.q.assign(n * n, 0), m.across.assign(n * n, 0), m.norm.assign(n * n, 0);
-    // w(x, b) of every cell a and its neighbours b.
-    struct Side {
-        int64_t other;
-        const std::vector<double>* sums;
-    };
-    std::vector<std::vector<Side>> sides(s.cells.count);
-    for (size_t k = 0; k < s.pairs.size(); ++k) {
-        const CellPair& p = s.cells.pairs[k];
-        if (group[p.a] < 0 || group[p.b] < 0) continue;
-        sides[p.a].push_back({group[p.b], &s.pairs[k].row_sum});
-        if (p.a != p.b) sides[p.b].push_back({group[p.a], &s.pairs[k].col_sum});
-    }
+    std::vector<double> squares(n * n, 0), along(n * n, 0);  // ||A_ab||_F^2; |A_ab u_b|^2
+    std::vector<std::vector<size_t>> pairs(s.cells.count);
     for (size_t k = 0; k < s.pairs.size(); ++k) {
         const CellPair& p = s.cells.pairs[k];
         const int64_t a = group[p.a], b = group[p.b];
         if (a < 0 || b < 0) continue;
-        const double va = volume[p.a], vb = volume[p.b];
-        const PairSurvey& ps = s.pairs[k];
-        double total = 0, rows = 0, cols = 0;
-        for (int64_t i = 0; i < s.cells.size(p.a); ++i) {
-            const double inv = s.inverse[s.cells.begin[p.a] + i];
-            if (inv == 0) continue;
-            total += ps.row_sum[i];
-            rows += ps.row_sum[i] * (ps.row_sum[i] * inv / vb);
-        }
-        if (p.a == p.b)
-            cols = rows;
-        else
-            for (int64_t j = 0; j < s.cells.size(p.b); ++j)
-                cols += ps.col_sum[j] * (ps.col_sum[j] * s.inverse[s.cells.begin[p.b] + j] / va);
-        const double q = total / std::sqrt(va) / std::sqrt(vb);
-        m.q[a * n + b] = m.q[b * n + a] = q;
-        const double left = ps.squares - rows - cols + q * q + 1e-9 * (ps.squares + rows + cols + q * q) + 1e-18;
-        m.norm[a * n + b] = m.norm[b * n + a] = std::sqrt(std::max(0.0, left));
+        pairs[p.a].push_back(k);
+        if (p.a != p.b) pairs[p.b].push_back(k);
+        squares[a * n + b] += s.pairs[k].squares;
+        if (p.a != p.b) squares[b * n + a] += s.pairs[k].squares;
     }
-    for (int32_t c = 0; c < s.cells.count; ++c)
-        for (const Side& l : sides[c])
-            for (const Side& r : sides[c]) {
-                if (l.other > r.other) continue;
-                double sum = 0;
-                for (int64_t i = 0; i < s.cells.size(c); ++i)
-                    sum += (*l.sums)[i] * ((*r.sums)[i] * s.inverse[s.cells.begin[c] + i]);
-                m.across[l.other * n + r.other] += sum / m.z[l.other] / m.z[r.other];
+    std::vector<double> to(n);  // w(x, b) of one vertex
+    std::vector<int64_t> met;
+    for (int32_t c = 0; c < s.cells.count; ++c) {
+        if (group[c] < 0) continue;
+        met.clear();
+        for (size_t k : pairs[c]) {
+            const CellPair& p = s.cells.pairs[k];
+            const int64_t b = group[p.a == c ? p.b : p.a];
+            if (std::find(met.begin(), met.end(), b) == met.end()) met.push_back(b);
+        }
+        const int64_t a = group[c];
+        for (int64_t i = 0; i < s.cells.size(c); ++i) {
+            const double inv = s.inverse[s.cells.begin[c] + i];
+            if (inv == 0) continue;
+            for (int64_t b : met) to[b] = 0;
+            for (size_t k : pairs[c]) {
+                const CellPair& p = s.cells.pairs[k];
+                if (p.a == c)
+                    to[group[p.b]] += s.pairs[k].row_sum[i];
+                else
+                    to[group[p.a]] += s.pairs[k].col_sum[i];
             }
+            for (int64_t b : met) {
+                m.q[a * n + b] += to[b];
+                const double scaled = to[b] * inv;
+                along[a * n + b] += scaled * to[b];
+                for (int64_t l : met)
+                    if (l <= b) m.across[l * n + b] += scaled * to[l];
+            }
+        }
+    }
+    for (int64_t a = 0; a < n; ++a)
+        for (int64_t b = 0; b < n; ++b) {
+            m.q[a * n + b] /= std::sqrt(volume[a]) * std::sqrt(volume[b]);
+            along[a * n + b] /= volume[b];
+        }
     for (int64_t a = 0; a < n; ++a)
         for (int64_t b = a; b < n; ++b) {
+            const double q2 = m.q[a * n + b] * m.q[a * n + b], f = squares[a * n + b];
+            const double rows = along[a * n + b], columns = along[b * n + a];
+            const double left = f - rows - columns + q2 + 1e-9 * (f + rows + columns + q2) + 1e-18;
+            m.norm[a * n + b] = m.norm[b * n + a] = std::sqrt(std::max(0.0, left));
             double square = 0;
             for (int64_t c = 0; c < n; ++c) square += m.q[a * n + c] * m.q[c * n + b];
-            m.across[a * n + b] = m.across[b * n + a] = m.across[a * n + b] - square;
+            m.across[a * n + b] = m.across[b * n + a] =
+                m.across[a * n + b] / (std::sqrt(volume[a]) * std::sqrt(volume[b])) - square;
+            m.q[b * n + a] = m.q[a * n + b];
         }
-    const double norm = std::sqrt([&] {
-        double v = 0;
-        for (double z : m.z) v += z * z;
-        return v;
-    }());
-    for (double& z : m.z) z /= norm;
     return m;
 }
 

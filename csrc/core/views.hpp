@@ -37,6 +37,7 @@ struct GraphView {
     CsrView csr;
     bool integral = false;  // every capacity is int64
     bool single = false;    // some capacity is float32: the exactness tolerance follows
+    bool magnitude = false;  // entries of blocks are signed and stand for |w|: for glance() and for_each_entry() only
 };
 
 struct InputError : std::runtime_error {
@@ -66,20 +67,26 @@ decltype(auto) with_scalar(Scalar type, const void* data, F&& f) {
 // not).
 template <class F>
 void for_each_entry(const GraphView& g, int64_t x, F&& f) {
-    for (const BlockView& b : g.blocks) {
-        with_scalar(b.type, b.data, [&](auto* data) {
-            if (x >= b.row0 && x < b.row0 + b.rows) {
-                auto* row = data + (x - b.row0) * b.stride;
-                for (int64_t j = 0; j < b.cols; ++j)
-                    if (b.col0 + j != x) f(b.col0 + j, row[j]);
-            }
-            if (!b.symmetric && x >= b.col0 && x < b.col0 + b.cols) {
-                auto* col = data + (x - b.col0);
-                for (int64_t i = 0; i < b.rows; ++i)
-                    if (b.row0 + i != x) f(b.row0 + i, col[i * b.stride]);
-            }
-        });
-    }
+    auto entries = [&](auto value) {
+        for (const BlockView& b : g.blocks) {
+            with_scalar(b.type, b.data, [&](auto* data) {
+                if (x >= b.row0 && x < b.row0 + b.rows) {
+                    auto* row = data + (x - b.row0) * b.stride;
+                    for (int64_t j = 0; j < b.cols; ++j)
+                        if (b.col0 + j != x) f(b.col0 + j, value(row[j]));
+                }
+                if (!b.symmetric && x >= b.col0 && x < b.col0 + b.cols) {
+                    auto* col = data + (x - b.col0);
+                    for (int64_t i = 0; i < b.rows; ++i)
+                        if (b.row0 + i != x) f(b.row0 + i, value(col[i * b.stride]));
+                }
+            });
+        }
+    };
+    if (g.magnitude)
+        entries([](auto w) { return w < 0 ? -w : w; });
+    else
+        entries([](auto w) { return w; });
     if (g.has_csr) {
         with_scalar(g.csr.type, g.csr.data, [&](auto* data) {
             for (int64_t p = g.csr.indptr[x]; p < g.csr.indptr[x + 1]; ++p) {

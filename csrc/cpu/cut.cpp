@@ -31,6 +31,11 @@ TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& set
     });
 }
 
+Recheck recertify(const GraphView& g, const double* guess, const Anchor* anchor, const TreeOut& out,
+                  const Settings& settings, Poll& poll) {
+    return recheck(g, guess, anchor, settings.threads, out, poll);
+}
+
 GlobalReport global_cut(const GraphView& g, uint8_t* side, const Settings& settings, Poll& poll) {
     check_structure(g);
     return modcut::global_cut(g, degrees(g, settings.threads), side, poll);

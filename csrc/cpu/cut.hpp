@@ -4,6 +4,7 @@
 
 #include "core/cut_tree.hpp"
 #include "core/global_cut.hpp"
+#include "core/recheck.hpp"
 
 namespace modcut::cpu {
 
@@ -20,6 +21,10 @@ struct Settings {
 
 FlowReport max_flow(const GraphView& g, int64_t s, int64_t t, uint8_t* side, const Settings& settings, Poll& poll);
 TreeReport gomory_hu(const GraphView& g, const TreeOut& out, const Settings& settings, Poll& poll);
+// The tree of `g` where certificates prove all of it, which guessed strengths only make cheaper to see. `g` may hold
+// magnitudes; its symmetry is checked here.
+Recheck recertify(const GraphView& g, const double* guess, const Anchor* anchor, const TreeOut& out,
+                  const Settings& settings, Poll& poll);
 GlobalReport global_cut(const GraphView& g, uint8_t* side, const Settings& settings, Poll& poll);
 // Makes every weight of a tree the cut that it induces; returns the largest relative gap to its lower bound.
 double settle_tree(const GraphView& g, const TreeOut& tree, const Settings& settings, Poll& poll);

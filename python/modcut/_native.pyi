@@ -84,6 +84,18 @@ class TreeResult(TypedDict):
     repairs: int  # edges that rounding had put on the wrong side
     reduced: int  # edges that follow from bridges, blocks and chains
 
+class RecertifyResult(TypedDict):
+    read: bool  # False: CSR or integer input, an entry that is no capacity, strengths that are far from the guess
+    unproven: int  # vertices that no certificate speaks of; the tree is written where there are none
+    root: int
+    by: dict[int, int]  # vertices by the code of their proof
+    nontrivial: int
+    components: int
+    nu: float
+    nu_proof: str  # as in TreeResult, or "carried": from the anchor's
+    passes: float
+    seconds: float
+
 def info() -> Info: ...
 def devices() -> Devices: ...
 def max_flow(
@@ -105,6 +117,18 @@ def gomory_hu(
     certified_out: Capsule,  # uint8 [n]: 0 by flow (and the root), else how: CERTIFICATES in tree.py
     settings: Settings,
 ) -> TreeResult: ...
+def recertify(
+    n: int,
+    blocks: list[Block],
+    guess: Capsule,  # float64 [n]: strengths as they may be; inf: the largest of the others
+    anchor: tuple[list[Block], Capsule, float] | None,  # earlier blocks of this graph, their strengths [n], proven nu
+    magnitude: bool,  # entries are signed and stand for their absolute values
+    parent_out: Capsule,  # as for gomory_hu, and written only where nothing is left unproven
+    weight_out: Capsule,
+    lower_out: Capsule,
+    certified_out: Capsule,
+    settings: Settings,
+) -> RecertifyResult: ...
 def global_cut(
     n: int,  # at least 2
     blocks: list[Block],

@@ -14,12 +14,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from modcut._engine import TOLERANCE, finished, induced_cuts, proven_part, relative_gap, solve, threads_of, tree_of
 from modcut._problem import Problem
+from modcut._recheck import same_cuts
 from modcut.tree import Cut, CutTree, TreeStats
 
 _SHARE = 8  # a new tree is cheaper than flows for more than one vertex in so many
@@ -64,16 +64,9 @@ def recertified(p: Problem, tree: CutTree, certificates: bool, threads: int) -> 
 
 def _told(made: CutTree, before: CutTree, start: float) -> CutTree:
     """The tree with an account of what it took from the one before."""
-    kept = int(np.isin(_names(made), _names(before)).sum())
+    kept = same_cuts(made, before)
     stats = replace(made.stats, kept=kept, repaired=made.n - 1 - kept, seconds=time.perf_counter() - start)
     return replace(made, stats=stats)
-
-
-def _names(tree: CutTree) -> np.ndarray[Any, Any]:
-    """For every edge a number that tells its cut from others, whichever way the tree is rooted, int64 [n - 1]."""
-    number = torch.randint(1, 2**40, (tree.n,), generator=torch.Generator().manual_seed(0))
-    below = tree.subtree_sums(number)[tree.edges]
-    return torch.minimum(below, number.sum() - below).numpy()
 
 
 def _hung(tree: CutTree, first: CutTree, proven: Tensor) -> CutTree:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from modcut._arrays import as_labels, vertex
-from modcut._engine import lightest, solve, tree_of
+from modcut._engine import lightest, solve, threads_of, tree_of
 from modcut._isolate import isolate
 from modcut._problem import Problem, is_weight_graph, iter_blocks, merged, problem, unread
 from modcut._recertify import recertified
+from modcut._recheck import rechecked, remember
 from modcut.tree import Cut, CutTree
 
 __all__ = [
@@ -106,7 +107,13 @@ def gomory_hu_tree(
     if method == "exact" and eps != 0.0:
         raise ValueError(f'eps must be 0 with method="exact", got {eps:g}; use method="approx"')
     seed = operator.index(seed)
-    return _read_once(g, lambda p: tree_of(p, certificates, threads, seed, float(eps)), bipartite, symmetrize)
+
+    def made(p: Problem) -> CutTree:
+        tree = tree_of(p, certificates, threads, seed, float(eps))
+        remember(p, tree)
+        return tree
+
+    return _read_once(g, made, bipartite, symmetrize)
 
 
 def recertify(
@@ -141,10 +148,16 @@ def recertify(
     """
     if not isinstance(T, CutTree):
         raise TypeError(f"T must be a modcut.CutTree, got {type(T).__name__}")
+    if certificates and not symmetrize:
+        made = rechecked(g_new, T, bipartite, threads_of(threads))
+        if made is not None:
+            return made
     p = problem(g_new, bipartite=bipartite, symmetrize=symmetrize)
     if p.n != T.n:
         raise ValueError(f"g_new must have as many vertices as the tree ({T.n}), got {p.n}")
-    return recertified(p, T, certificates, threads)
+    made = recertified(p, T, certificates, threads)
+    remember(p, made)
+    return made
 
 
 def global_min_cut(g: Any, *, bipartite: bool = False, symmetrize: bool = False, threads: int = 1) -> Cut:

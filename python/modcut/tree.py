@@ -158,6 +158,15 @@ class CutTree:
         if self.weight[roots[0]] != float("inf") or self.lower[roots[0]] != float("inf"):
             raise ValueError("weight and lower must be inf at the root")
 
+    @classmethod
+    def _proven(cls, star: bool, **fields: Any) -> CutTree:
+        """A tree that the engine made and that needs no check; ``star``: all edges meet in its root."""
+        tree = object.__new__(cls)
+        tree.__dict__.update(exact=True, integer=False, eps=0.0, **fields)
+        if star:
+            tree.__dict__["_star"] = True
+        return tree
+
     # --- shape -------------------------------------------------------------------------------------------------------
 
     @property

@@ -296,12 +296,20 @@ def _blocks(matrices: tuple[Matrix, ...], spaces: tuple[Space, ...], uncovered: 
     return tuple(out)
 
 
-def magnitude(block: Block) -> Tensor:
+class _Magnitude:
     """|W|, trailing axes summed; the tracer's graph replaces it by the folded strength."""
-    w = block.weight.detach().abs()
-    if w.is_sparse:
-        return w.coalesce()
-    return w.flatten(2).sum(2) if w.ndim > 2 else w
+
+    def __call__(self, block: Block) -> Tensor:
+        w = block.weight.detach().abs()
+        if w.is_sparse:
+            return w.coalesce()
+        return w.flatten(2).sum(2) if w.ndim > 2 else w
+
+    def signed(self, block: Block) -> Tensor | None:
+        return block.weight if block.weight.ndim == 2 else None
+
+
+magnitude = _Magnitude()
 
 
 def _per_space(vertex: Tensor, spaces: tuple[Space, ...], offsets: np.ndarray) -> list[tuple[Space, Tensor | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def with_edge(
     elif edge not in NAMES:
         raise ValueError(f"edge must be one of {', '.join(NAMES)} or a callable, got {edge!r}")
     elif edge in ("abs", "square"):
-        name, strength = edge, _folded(matrices, 2 if edge == "square" else 1)
+        name, strength = edge, _Folded(matrices, 2 if edge == "square" else 1)
     else:
         if not isinstance(statistics, Statistics):
             raise ValueError(f'edge="{edge}" needs statistics over data (pass data= or statistics=), got none')
@@ -66,7 +66,7 @@ def with_edge(
                 raise ValueError(f"power must be positive, got {power}")
             if statistics.windows < 2:
                 raise ValueError(f"co-usage needs at least 2 windows, got {statistics.windows}")
-            name, strength = edge, _cousage(_folded(matrices, 1), graph, statistics.profile, power)
+            name, strength = edge, _cousage(_Folded(matrices, 1), graph, statistics.profile, power)
     blocks = tuple(replace(b, strength=strength) for b in graph.blocks)
     return replace(graph, blocks=blocks, edge=name, statistics=statistics)
 
@@ -159,8 +159,21 @@ def _scaled(block: Block, matrices: dict[str, Matrix], column: Tensor | None, po
     return (a if power == 1 else a**power).sum((1, 3))
 
 
-def _folded(matrices: dict[str, Matrix], power: int) -> Strength:
-    return lambda block: _scaled(block, matrices, None, power)
+@dataclass(frozen=True)
+class _Folded:
+    """|W| ** power with the gains of adjacent normalisations folded in."""
+
+    matrices: dict[str, Matrix]
+    power: int
+
+    def __call__(self, block: Block) -> Tensor:
+        return _scaled(block, self.matrices, None, self.power)
+
+    def signed(self, block: Block) -> Tensor | None:
+        m = self.matrices.get(block.source)
+        once = m is None or block.row_index.shape[1] == block.col_index.shape[1] == 1
+        plain = m is None or (m.gain is None and m.row_gain is None)
+        return block.weight if once and plain and self.power == 1 and block.weight.ndim == 2 else None
 
 
 def _contribution(matrices: dict[str, Matrix], statistics: Statistics) -> Strength:

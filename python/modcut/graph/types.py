@@ -116,6 +116,11 @@ class Block:
         """Return the non-negative edge strengths, [rows.size, cols.size]."""
         return self.strength(self)
 
+    def signed(self) -> Tensor | None:
+        """Return a view whose absolute values are the capacities, where there is one: to be read without a copy."""
+        of: Callable[[Block], Tensor | None] | None = getattr(self.strength, "signed", None)
+        return None if of is None else of(self)
+
 
 @dataclass
 class WeightGraph:

@@ -61,18 +61,14 @@ def layer_graph(weights: Sequence[Tensor], widths: Sequence[int]) -> WeightGraph
     return net.graph()
 
 
-def _strength(block: Any) -> Tensor:
-    strength: Tensor = block.weight.abs()
-    return strength
-
-
 class _Net:
     """Collects spaces and blocks; capacities are |weight|."""
 
     def __init__(self) -> None:
         # Above this layer: only for whoever asks for such a graph.
-        from modcut.graph import types
+        from modcut.graph import assemble, types
 
+        self._strength = assemble.magnitude
         self._types, self._spaces, self._blocks, self._n = types, [], [], 0  # type: ignore[var-annotated]
 
     def space(self, name: str, size: int, kind: Any = "hidden", family: str = "", head: str = "") -> Any:
@@ -82,7 +78,7 @@ class _Net:
 
     def block(self, rows: Any, cols: Any, weight: Tensor, source: str, first_row: int = 0, first_col: int = 0) -> None:
         at = (first_row + torch.arange(rows.size))[:, None], (first_col + torch.arange(cols.size))[:, None]
-        self._blocks.append(self._types.Block(rows, cols, weight, source, *at, strength=_strength))
+        self._blocks.append(self._types.Block(rows, cols, weight, source, *at, strength=self._strength))
 
     def graph(self) -> WeightGraph:
         return self._types.WeightGraph(tuple(self._spaces), tuple(self._blocks))
