@@ -236,7 +236,10 @@ private:
                 rho = std::max(rho, lost);
         }
         if (int64_t(odd.size()) * 64 > n) return false;
-        rho *= detail::kGlanceRounding;
+#if defined(MODCUT_PLANT_TIGHT_GUESS)
+        rho = 1;  // a bug for the tests to catch: takes the guess for the strengths
+#endif
+        rho *= kGlanceRounding;
         for (PairSurvey& p : s.pairs) p.squares = p.squares * rho * rho + 1e-15;
         for (int64_t x = 0; x < n; ++x) s.top[x] = s.top[x] * rho + 1e-28, s.squares[x] = s.squares[x] * rho + 1e-28;
         if (!odd.empty()) again(odd);
@@ -352,6 +355,9 @@ inline double carried_gap(const GraphView& g, const Degrees& deg, const Anchor& 
         most = std::max(most, moved[x] / anchor.d[x]);
         lost = std::max(lost, anchor.d[x] / deg.d[x]);
     }
+#if defined(MODCUT_PLANT_FREE_DRIFT)
+    most = 0;  // a bug for the tests to catch: weights may move for nothing
+#endif
     const double t = (1 - anchor.nu + most * detail::kGlanceRounding + 1e-9) * lost * (1 + 1e-9);
     return t < 1 ? 1 - t : 0.0;
 }
