@@ -145,3 +145,99 @@ def test_disconnected_graphs_are_mended() -> None:
     joined = new.clone()
     joined[0, 15] = joined[15, 0] = 0.1
     testing.validate_cut_tree(modcut.recertify(modcut.gomory_hu_tree(w), joined), joined)
+
+
+# --- one reading ------------------------------------------------------------------------------------------------------
+
+
+def recertified(tree: modcut.CutTree, g: Any) -> tuple[modcut.CutTree, bool]:
+    """The tree recertified, checked against a new one, and whether one reading proved all of it."""
+    again, new = modcut.recertify(tree, g), modcut.gomory_hu_tree(g)
+    testing.validate_cut_tree(again, g, new)
+    torch.testing.assert_close(again.weight.sort().values, new.weight.sort().values, rtol=1e-12, atol=0.0)
+    s = again.stats
+    assert s.kept + s.repaired + s.recomputed == again.n - 1
+    assert sum(s.certified_by.values()) == again.n - 1
+    return again, "flows" in s.native or s.native["nu_proof"] == "carried" or "seconds_certificates" not in s.native
+
+
+@given(seeds, st.sampled_from([1e-4, 1e-2, 0.2]), st.booleans(), st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_adversarial_steps_of_a_network(seed: int, step: float, heavy: bool, trick: int) -> None:
+    """Signs flip, an edge is deleted, a vertex isolated, another hub made, one edge outweighs a strength."""
+    old, new = (testing.mlp_graph([20, 30, 24, 9], seed) for _ in range(2))
+    rng = torch.Generator().manual_seed(seed)
+    for g in (old, new):
+        for b in g.blocks:
+            if heavy:
+                b.weight.copy_(b.weight.sign() * b.weight.abs() ** 2)
+    for b in new.blocks:
+        b.weight.add_(step * torch.randn(b.weight.shape, generator=rng))
+    w = new.blocks[1].weight
+    if trick == 1:
+        w[3, 5] = 0.0
+    elif trick == 2:
+        w[7] = 0.0
+        new.blocks[2].weight[:, 7] = 0.0
+    elif trick == 3:
+        w[:, 4] *= -9.0
+    elif trick == 4:
+        w[2, 2] = 40.0
+    recertified(modcut.gomory_hu_tree(old), new)
+
+
+def test_one_reading_is_what_a_step_takes() -> None:
+    old, new = stepped((64, 48, 32, 16), 1)
+    again, once = recertified(modcut.gomory_hu_tree(old), new)
+    assert once
+    assert again.stats.passes < 1.5
+    assert again.stats.native["nu_proof"] == "frobenius"
+    assert again._star
+
+
+@pytest.mark.parametrize("form", ["signed", "dense"])
+def test_a_factorised_gap_is_carried_over(form: str) -> None:
+    old = testing.mlp_graph([60, 80, 50], 0) if form == "signed" else testing.dense(120, 0, power=3.0)
+    if form == "signed":
+        for b in old.blocks:
+            b.weight.copy_(b.weight**3)
+    tree = modcut.gomory_hu_tree(old)
+    assert tree.stats.native["nu_proof"] in ("norms", "cholesky")
+    if form == "signed":
+        new: Any = testing.mlp_graph([60, 80, 50], 0)
+        for i, b in enumerate(new.blocks):
+            noise = torch.randn(b.weight.shape, generator=torch.Generator().manual_seed(i))
+            b.weight.copy_(b.weight**3 + 1e-3 * noise * b.weight.pow(3).abs().mean())
+    else:
+        new = moved(old, 0.01, 1)
+    again, _ = recertified(tree, new)
+    if tree.stats.flows == 0:
+        assert again.stats.native["nu_proof"] == "carried"
+        assert 0.5 * tree.stats.native["nu"] < again.stats.native["nu"] <= tree.stats.native["nu"] * (1 + 1e-9)
+
+
+def test_what_is_remembered_is_a_copy_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that change in place do not change what they are compared with."""
+    from modcut import _recheck
+
+    w = testing.dense(120, 0, power=3.0)
+    tree = modcut.gomory_hu_tree(w)
+    w.copy_(testing.planted(120, 4, 1e-4, seed=1))
+    again = modcut.recertify(tree, w)
+    testing.validate_cut_tree(again, w, modcut.gomory_hu_tree(w))
+    monkeypatch.setattr(_recheck, "_last", None)
+    monkeypatch.setattr(_recheck, "MOST", 1000)
+    modcut.gomory_hu_tree(testing.dense(120, 0, power=3.0))
+    assert _recheck._last is None
+
+
+def test_a_tree_of_any_making_may_be_recertified() -> None:
+    """Nothing of the tree before is trusted: its weights are a guess."""
+    new = testing.mlp_graph([40, 50, 30], 1)
+    n = new.n
+    for scale in (1e-3, 0.9, 1.1, 1e3):
+        parent = torch.zeros(n, dtype=torch.int64)
+        parent[0] = -1
+        weight = torch.where(parent < 0, float("inf"), scale * new.degree())
+        wrong = modcut.CutTree(parent, weight, weight.clone(), torch.ones(n, dtype=torch.uint8))
+        recertified(wrong, new)

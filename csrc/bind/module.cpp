@@ -205,7 +205,7 @@ py::dict recertify(int64_t n, const py::list& blocks, const py::object& guess, c
         r = cpu::recertify(g, static_cast<const double*>(d.data), anchor.is_none() ? nullptr : &before, out, set, poll);
     }
     py::dict by;
-    for (int code = 0; code < 8; ++code)
+    for (int code = 0; code < 16; ++code)
         if (r.by[code]) by[py::int_(code)] = r.by[code];
     return py::dict("read"_a = r.read, "unproven"_a = r.unproven, "root"_a = r.root, "by"_a = by,
                     "nontrivial"_a = r.nontrivial, "components"_a = r.components, "nu"_a = r.nu.nu,

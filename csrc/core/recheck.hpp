@@ -14,7 +14,7 @@ struct Recheck {
     bool read = false;     // the graph is one that glance() reads
     int64_t unproven = 0;  // vertices left; the tree is written where there are none
     int64_t root = -1, nontrivial = 0, components = 0;
-    int64_t by[8] = {};  // vertices by Proof
+    int64_t by[16] = {};  // vertices by Proof
     double passes = 0;
     Gap nu;
 };
