@@ -148,9 +148,10 @@ py::dict gomory_hu(int64_t n, const py::list& blocks, const py::object& csr, con
     }
     return py::dict("flows"_a = r.flows, "certified"_a = r.certified, "passes"_a = r.passes, "seconds"_a = since(start),
                     "seconds_certificates"_a = r.seconds_certificates, "root"_a = r.root, "exact"_a = r.exact,
-                    "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu, "nu_proof"_a = name_of(r.nu.proof),
-                    "components"_a = r.components, "representation"_a = r.representation, "fallbacks"_a = r.fallbacks,
-                    "repairs"_a = r.repairs, "reduced"_a = r.reduced);
+                    "gap"_a = r.gap, "nontrivial"_a = r.nontrivial, "nu"_a = r.nu.nu,
+                    "nu_proof"_a = name_of(r.nu.proof), "components"_a = r.components,
+                    "representation"_a = r.representation, "fallbacks"_a = r.fallbacks, "repairs"_a = r.repairs,
+                    "reduced"_a = r.reduced);
 }
 
 double settle_tree(int64_t n, const py::list& blocks, const py::object& csr, const py::object& parent,
@@ -207,9 +208,11 @@ py::dict recertify(int64_t n, const py::list& blocks, const py::object& guess, c
     py::dict by;
     for (int code = 0; code < 16; ++code)
         if (r.by[code]) by[py::int_(code)] = r.by[code];
-    return py::dict("read"_a = r.read, "unproven"_a = r.unproven, "root"_a = r.root, "by"_a = by,
-                    "nontrivial"_a = r.nontrivial, "components"_a = r.components, "nu"_a = r.nu.nu,
-                    "nu_proof"_a = name_of(r.nu.proof), "passes"_a = r.passes, "seconds"_a = since(start));
+    return py::dict("made"_a = r.made, "star"_a = r.star, "by"_a = by, "flows"_a = r.tree.flows,
+                    "certified"_a = r.tree.certified, "root"_a = r.tree.root, "exact"_a = r.tree.exact,
+                    "gap"_a = r.tree.gap, "nontrivial"_a = r.tree.nontrivial, "components"_a = r.tree.components,
+                    "nu"_a = r.tree.nu.nu, "nu_proof"_a = name_of(r.tree.nu.proof), "passes"_a = r.tree.passes,
+                    "seconds"_a = since(start));
 }
 
 py::dict global_cut(int64_t n, const py::list& blocks, const py::object& csr, const py::object& side_out,

@@ -98,8 +98,8 @@ public:
         return std::move(out_);
     }
 
-    // From a survey at hand, and a gap that `more()` may know of where that of the survey is not enough. No elimination,
-    // no modules: what these would prove is left.
+    // From a survey at hand, and a gap that `more()` may know of where that of the survey is not enough. No
+    // elimination, no modules: what these would prove is left.
     template <class More>
     StarProof prove_surveyed(Survey seen, More&& more) {
         if (!begin()) return std::move(out_);

@@ -190,38 +190,12 @@ namespace detail {
 
 inline constexpr uint8_t kReduced = uint8_t(Proof::reduction);
 
-// Components, stars, flows: the cut tree of a graph as it is.
-template <class Clock>
-void tree_of_core(const GraphView& g, const Degrees& deg, const TreeSettings& settings, TreeOut out, TreeReport& report,
-                  Poll& poll, Clock&& seconds) {
+// From what is proven of stars to the whole tree: components, stars, flows for what is left.
+inline void finish_stars(const GraphView& g, const Degrees& deg, const Components& comp, const StarProof& stars,
+                         const TreeSettings& settings, TreeOut out, TreeReport& report, Poll& poll) {
     const int64_t n = g.n;
-    const Components comp = components(g, poll);
-    report.components = comp.count;
-    const double before = seconds();
-    StarProof stars = prove_stars(g, deg, comp, settings.certificates, poll);
-    if (!stars.modules.hub.empty()) {
-        const ModuleProof& m = stars.modules;
-        const int32_t home = stars.hub[comp.of[m.hub[0]]];
-        GroupTree tree;
-        if (link_modules(g, m, home, tree, poll))
-            for (int64_t x = 0; x < n; ++x) {
-                const int32_t c = m.label[x];
-                if (c < 0 || x == home) continue;
-                if (x != m.hub[c]) {
-                    stars.parent[x] = m.hub[c];
-                    continue;
-                }
-                stars.proof[x] = Proof::quotient;
-                stars.parent[x] = m.hub[tree.parent[c]];
-                stars.weight[x] = tree.weight[c], stars.lower[x] = tree.lower[c] * (1 - 1e-14);
-            }
-        else if (settings.eps > 0)  // a leaf's hub may stay where it is, cut off by less than the leaf's own strength
-            for (int64_t x = 0; x < n; ++x)
-                if (stars.proof[x] == Proof::module) stars.proof[x] = Proof::flow;
-    }
-    report.seconds_certificates += seconds() - before;
     report.nu = stars.gap;
-    report.passes += 2 + stars.passes;
+    report.components = comp.count;
     // Components first: cuts of value 0 between their hubs. Then stars inside, and stars in stars.
     int32_t root = stars.hub[0];
     for (int32_t h : stars.hub)
@@ -275,6 +249,39 @@ void tree_of_core(const GraphView& g, const Degrees& deg, const TreeSettings& se
     else
         run_flows<BlockArcs>(g, deg, order, classes, settings.kind, settings.eps, out, report, poll);
     csr ? finish.template operator()<CsrArcs>() : finish.template operator()<BlockArcs>();
+}
+
+// Components, stars, flows: the cut tree of a graph as it is.
+template <class Clock>
+void tree_of_core(const GraphView& g, const Degrees& deg, const TreeSettings& settings, TreeOut out, TreeReport& report,
+                  Poll& poll, Clock&& seconds) {
+    const int64_t n = g.n;
+    const Components comp = components(g, poll);
+    const double before = seconds();
+    StarProof stars = prove_stars(g, deg, comp, settings.certificates, poll);
+    if (!stars.modules.hub.empty()) {
+        const ModuleProof& m = stars.modules;
+        const int32_t home = stars.hub[comp.of[m.hub[0]]];
+        GroupTree tree;
+        if (link_modules(g, m, home, tree, poll))
+            for (int64_t x = 0; x < n; ++x) {
+                const int32_t c = m.label[x];
+                if (c < 0 || x == home) continue;
+                if (x != m.hub[c]) {
+                    stars.parent[x] = m.hub[c];
+                    continue;
+                }
+                stars.proof[x] = Proof::quotient;
+                stars.parent[x] = m.hub[tree.parent[c]];
+                stars.weight[x] = tree.weight[c], stars.lower[x] = tree.lower[c] * (1 - 1e-14);
+            }
+        else if (settings.eps > 0)  // a leaf's hub may stay where it is, cut off by less than the leaf's own strength
+            for (int64_t x = 0; x < n; ++x)
+                if (stars.proof[x] == Proof::module) stars.proof[x] = Proof::flow;
+    }
+    report.seconds_certificates += seconds() - before;
+    report.passes += 2 + stars.passes;
+    finish_stars(g, deg, comp, stars, settings, out, report, poll);
 }
 
 // The cut tree put together from those of blocks, where chains have become edges.

@@ -358,7 +358,7 @@ inline double carried_gap(const GraphView& g, const Degrees& deg, const Anchor& 
 #if defined(MODCUT_PLANT_FREE_DRIFT)
     most = 0;  // a bug for the tests to catch: weights may move for nothing
 #endif
-    const double t = (1 - anchor.nu + most * detail::kGlanceRounding + 1e-9) * lost * (1 + 1e-9);
+    const double t = std::max(0.0, 1 - anchor.nu + most * detail::kGlanceRounding + 1e-9) * lost * (1 + 1e-9);
     return t < 1 ? 1 - t : 0.0;
 }
 

@@ -1,5 +1,5 @@
-// Inner loops of glance.hpp: what one reading of a tile of rows says of its rows and of its columns. As in simd.hpp, the
-// same bits whichever instruction set is taken.
+// Inner loops of glance.hpp: what one reading of a tile of rows says of its rows and of its columns. As in simd.hpp,
+// the same bits whichever instruction set is taken.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -77,8 +77,7 @@ MODCUT_INLINE void glance_rows(const T* w, int64_t stride, int64_t columns, cons
         const T* at = w + j;
         int64_t step = stride;
         if (j + W > columns) {  // the last few: beside zeros
-            for (int r = 0; r < R; ++r)
-                std::memcpy(tail[r], w + r * stride + j, size_t(columns - j) * sizeof(T));
+            for (int r = 0; r < R; ++r) std::memcpy(tail[r], w + r * stride + j, size_t(columns - j) * sizeof(T));
             at = &tail[0][0], step = W;
         }
         V inv, ctop, csquares;
@@ -183,8 +182,8 @@ template <int Level, class T>
 MODCUT_INLINE void glance_any(int what, const T* w, int64_t stride, int rows, int64_t columns, const T* inverse,
                               const T* inverse_row, RowGlance<T>* out, const ColumnGlance<T>& c) {
     switch (what) {
-#define MODCUT_CASE(F)                                                               \
-    case F:                                                                                 \
+#define MODCUT_CASE(F)                                                                    \
+    case F:                                                                               \
         glance_tile<T, F, Level>(w, stride, rows, columns, inverse, inverse_row, out, c); \
         break;
         MODCUT_CASE(kSums)
@@ -280,24 +279,23 @@ MODCUT_INLINE void turned(const T* in, int64_t stride, int64_t rows, int64_t col
 
 }  // namespace detail
 
-#define MODCUT_GLANCE(name, T, Level)                                                                         \
-    void name(int what, const T* w, int64_t stride, int rows, int64_t columns, const T* inverse,              \
-              const T* inverse_row, RowGlance<T>* out, const ColumnGlance<T>& c) {                            \
-        detail::glance_any<Level>(what, w, stride, rows, columns, inverse, inverse_row, out, c);              \
+#define MODCUT_GLANCE(name, T, Level)                                                                                  \
+    void name(int what, const T* w, int64_t stride, int rows, int64_t columns, const T* inverse, const T* inverse_row, \
+              RowGlance<T>* out, const ColumnGlance<T>& c) {                                                           \
+        detail::glance_any<Level>(what, w, stride, rows, columns, inverse, inverse_row, out, c);                       \
     }
 #if defined(MODCUT_X86_LEVELS)
 __attribute__((target("avx512f"))) inline MODCUT_GLANCE(glance_f32_2, float, 2)
-__attribute__((target("avx512f"))) inline MODCUT_GLANCE(glance_f64_2, double, 2)
-__attribute__((target("avx2"))) inline MODCUT_GLANCE(glance_f32_1, float, 1)
-__attribute__((target("avx2"))) inline MODCUT_GLANCE(glance_f64_1, double, 1)
+    __attribute__((target("avx512f"))) inline MODCUT_GLANCE(glance_f64_2, double, 2)
+        __attribute__((target("avx2"))) inline MODCUT_GLANCE(glance_f32_1, float, 1)
+            __attribute__((target("avx2"))) inline MODCUT_GLANCE(glance_f64_1, double, 1)
 #endif
-inline MODCUT_GLANCE(glance_f32_0, float, 0)
-inline MODCUT_GLANCE(glance_f64_0, double, 0)
+                inline MODCUT_GLANCE(glance_f32_0, float, 0) inline MODCUT_GLANCE(glance_f64_0, double, 0)
 #undef MODCUT_GLANCE
-// What `rows` rows of a block say, added to `out` [rows] and to the columns.
-template <class T>
-void glance(int what, const T* w, int64_t stride, int rows, int64_t columns, const T* inverse, const T* inverse_row,
-            RowGlance<T>* out, const ColumnGlance<T>& c) {
+    // What `rows` rows of a block say, added to `out` [rows] and to the columns.
+    template <class T>
+    void glance(int what, const T* w, int64_t stride, int rows, int64_t columns, const T* inverse, const T* inverse_row,
+                RowGlance<T>* out, const ColumnGlance<T>& c) {
     if constexpr (sizeof(T) == 4)
         MODCUT_AT_LEVEL(glance_f32, what, w, stride, rows, columns, inverse, inverse_row, out, c);
     else

@@ -85,10 +85,14 @@ class TreeResult(TypedDict):
     reduced: int  # edges that follow from bridges, blocks and chains
 
 class RecertifyResult(TypedDict):
-    read: bool  # False: CSR or integer input, an entry that is no capacity, strengths that are far from the guess
-    unproven: int  # vertices that no certificate speaks of; the tree is written where there are none
-    root: int
+    made: bool  # False: CSR or integers, no capacities, strengths far from the guess, or too much is left to flows
+    star: bool  # every edge leads to the root
     by: dict[int, int]  # vertices by the code of their proof
+    flows: int  # as in TreeResult, as is the rest
+    certified: int
+    root: int
+    exact: bool
+    gap: float
     nontrivial: int
     components: int
     nu: float
@@ -123,7 +127,7 @@ def recertify(
     guess: Capsule,  # float64 [n]: strengths as they may be; inf: the largest of the others
     anchor: tuple[list[Block], Capsule, float] | None,  # earlier blocks of this graph, their strengths [n], proven nu
     magnitude: bool,  # entries are signed and stand for their absolute values
-    parent_out: Capsule,  # as for gomory_hu, and written only where nothing is left unproven
+    parent_out: Capsule,  # as for gomory_hu; written where a tree is made
     weight_out: Capsule,
     lower_out: Capsule,
     certified_out: Capsule,

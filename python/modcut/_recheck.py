@@ -4,8 +4,9 @@ The engine is told the strengths that the tree before had. With these as a guess
 one reading of the new weights, where a new tree needs several; what it proves does not depend on the guess. Weights of
 a network are read where they lie, signed.
 
-A gap of the spectrum that only a factorisation could prove is carried over: by as much as the weights have moved since
-(``docs/mathematics.md``, section 5). For this the last graph proven so is remembered, one copy of at most ``MOST`` bytes.
+A gap of the spectrum that only a factorisation could prove is carried over, less what the weights have moved since
+(``docs/mathematics.md``, "After a step"). For this the last graph so proven is remembered, one copy of at most ``MOST``
+bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def remember(p: Problem, tree: CutTree) -> None:
 
 
 def rechecked(g: Any, tree: CutTree, bipartite: bool, threads: int) -> CutTree | None:
-    """Return the tree of ``g``, all certified; None where it takes more than one reading, or ``g`` has to be checked."""
+    """Return the tree of ``g``, all certified; None where that takes more than this, or ``g`` has to be checked."""
     start = time.perf_counter()
     n = tree.n
     found = _signed(g) if not bipartite and is_weight_graph(g) else None
@@ -83,21 +84,25 @@ def rechecked(g: Any, tree: CutTree, bipartite: bool, threads: int) -> CutTree |
     outputs = [capsule(x) for x in (parent, weight, lower, certified)]
     given = [(capsule(t), *at) for t, *at in blocks]
     r = native().recertify(n, given, capsule(tree.weight), anchor, magnitude, *outputs, {"threads": threads})
-    if r["unproven"] or not r["read"]:
+    if not r["made"] or not r["exact"]:
         return None
+    if r["flows"]:
+        lower = weight.clone()  # as in every exact tree; the gap stays in the stats
+    star = r["star"]
     fields = {"parent": parent, "weight": weight, "lower": lower, "certified": certified, "seed": tree.seed}
-    star = r["nontrivial"] == 0  # as what is isolated hangs on the root as well
     made = CutTree._proven(star, **fields)
     if star and tree._star:
         kept = n - 1 if tree.parent[r["root"]] < 0 else n - 2
     else:
         kept = same_cuts(made, tree)
     stats = TreeStats(
-        certified=n - 1,
+        flows=r["flows"],
+        certified=r["certified"],
         certified_by={CERTIFICATES[code]: count for code, count in r["by"].items()},
         trivial_fraction=1.0 if star else made.trivial_fraction,
         passes=r["passes"],
         seconds=time.perf_counter() - start,
+        gap=r["gap"],
         kept=kept,
         repaired=n - 1 - kept,
         native={key: r[key] for key in ("nu", "nu_proof", "components", "nontrivial")},

@@ -127,9 +127,10 @@ def recertify(
 ) -> CutTree:
     """Return a Gomory-Hu tree of ``g_new``, taking from the tree ``T`` of slightly other weights all that still holds.
 
-    Every edge of the result is proven for the new weights, as in a new tree: by the engine's certificates (a few
-    passes, no flow), or by one flow that reaches the cut that an edge of ``T`` induces now. Edges that fail are drawn
-    together and made anew. Where more than one vertex in eight would need a flow, a new tree is computed.
+    Every edge of the result is proven for the new weights, as in a new tree: by the engine's certificates (for dense
+    float weights one reading where they lie, with the strengths in ``T`` for a guess; otherwise a few passes), or by
+    one flow that reaches the cut that an edge of ``T`` induces now. Edges that fail are drawn together and made anew.
+    Where more than one vertex in eight would need a flow, a new tree is computed. Nothing of ``T`` is trusted.
 
     Args:
         T: a cut tree of as many vertices, of any earlier weights; from an earlier call of this function too.
