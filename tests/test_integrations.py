@@ -157,10 +157,13 @@ def test_lightning(tmp_path: Path) -> None:
         t.save_checkpoint(tmp_path / f"{steps}.ckpt")
         return m, cb
 
-    m, cb = run(16)
-    assert cb.crit.steps == 16
-    run(8)
-    again, cb2 = run(16, str(tmp_path / "8.ckpt"))
-    assert cb2.crit.steps == 16
-    for p, q in zip(m.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(p, q)
+    _, cb = run(16)
+    assert cb.crit.steps == 16 and cb.crit.leak().item() < 0.45
+    _, half = run(8)
+    state = {k: v.clone() for k, v in half.crit.state_dict().items()}
+    saved = torch.load(tmp_path / "8.ckpt", weights_only=False)["callbacks"]
+    kept = next(v for k, v in saved.items() if "ModularityCallback" in k)
+    assert kept.keys() == state.keys() and all(torch.equal(kept[k], state[k]) for k in state)
+    # Which batches follow is Lightning's (it differs from an uninterrupted run without the callback too).
+    _, again = run(16, str(tmp_path / "8.ckpt"))
+    assert again.crit.steps == 16
