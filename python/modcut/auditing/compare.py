@@ -199,7 +199,8 @@ def compare(
     Args:
         harmless: the model to compare with.
         harmful: the model in question.
-        P: a partition of either; by default ``find_modules(harmful, data=data, seed=seed)``.
+        P: a partition of either; by default ``find_modules(harmful, data=data, seed=seed)``, with two modules where
+            that finds no skills.
         data: batches, or labelled slices of them (the loss is then measured per slice). Without it only weights and
             behaviours are compared.
         behaviours: name -> function of the model that returns a number.
@@ -230,6 +231,8 @@ def compare(
         from modcut.modules import find_modules  # heavy: scipy.sparse.linalg
 
         P = find_modules(harmful, data=kept, seed=seed, loss_fn=loss_fn)
+        if P.k == 1:  # no skills found: one module would localise nothing
+            P = find_modules(harmful, 2, data=kept, seed=seed, loss_fn=loss_fn, controls=0)
     check_fits(harmless, P.graph)
     check_fits(harmful, P.graph)
 
