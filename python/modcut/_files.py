@@ -24,8 +24,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(target.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, target)
+    try:
+        draft.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate has no UTF-8: it becomes "?"
+        os.replace(draft, target)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     return target
 
 

@@ -34,6 +34,8 @@ _FORMAT = "modcut evidence"
 _VERSION = 1
 # Random partitions whose interfaces are the controls of signals: k * (k - 1) random interfaces each.
 SIGNAL_CONTROLS = 2
+# Other interfaces whose evidence each interface is compared with: all k * (k - 1) of them would cost k^4 comparisons.
+SIGNAL_OTHERS = 64
 
 
 @dataclass
@@ -170,6 +172,8 @@ def collect_evidence(
     """
     if controls < 1:
         raise ValueError(f"controls must be at least 1 (no effect is given without one), got {controls}")
+    if seed < 0 or windows < 1 or samples < 1:
+        raise ValueError(f"seed must be >= 0, windows and samples >= 1, got {seed}, {windows} and {samples}")
     settings: dict[str, Any] = {
         "seed": seed,
         "max_batches": max_batches,
@@ -279,6 +283,7 @@ def _signals(
     pairs = [(a, b) for a in range(k) for b in range(k) if a != b]
     cache: dict[tuple[int, int], _scores.Signature] = {}
     directions: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
 
     def evidence(draw: int, column: int) -> _scores.Signature:
         assert sketch is not None
@@ -306,12 +311,15 @@ def _signals(
             e["carried"] = signals.interface_signal(carried, a, b, k)
             most = sorted(own.tokens.items(), key=lambda t: -t[1])[:8]
             e["carried"]["more_on"] = [{"token": t, "text": decode([t]), "relative_share": x} for t, x in most if x > 1]
-            shuffled = [
-                _scores.correlation(_scores.simulation(held, 0, c, evidence(0, x * k + y)))
-                for x, y in pairs
-                if (x, y) != (a, b)
-            ]
-            e["scores"]["interface"] = _scores.row(
+            if (a, b) in rows:
+                e["scores"]["interface"] = dict(rows[a, b])
+                continue
+            others = [p for p in pairs if p != (a, b)]
+            if len(others) > SIGNAL_OTHERS:
+                rng = np.random.default_rng([seed, a, b])
+                others = [others[n] for n in rng.choice(len(others), SIGNAL_OTHERS, replace=False)]
+            shuffled = [_scores.correlation(_scores.simulation(held, 0, c, evidence(0, x * k + y))) for x, y in others]
+            rows[a, b] = e["scores"]["interface"] = _scores.row(
                 "correlation of the signal's share predicted from its evidence with the carried one",
                 _scores.simulation(held, 0, c, own),
                 _scores.correlation,

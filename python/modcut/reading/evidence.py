@@ -32,10 +32,16 @@ def decoder(tokenizer: Any) -> Decode:
     if tokenizer is None:
         return lambda ids: " ".join(f"#{i}" for i in ids)
     decode = getattr(tokenizer, "decode", None)
-    if callable(decode):
-        return lambda ids: str(decode([int(i) for i in ids]))
-    if callable(tokenizer):
-        return lambda ids: str(tokenizer([int(i) for i in ids]))
+    spell = decode if callable(decode) else tokenizer
+    if callable(spell):
+
+        def decoded(ids: Sequence[int]) -> str:
+            text = spell([int(i) for i in ids])
+            if not isinstance(text, str):
+                raise TypeError(f"tokenizer must turn a list of ids into a str, got {type(text).__name__}")
+            return text
+
+        return decoded
     raise TypeError(f"tokenizer must have decode(list[int]) or be callable, got {type(tokenizer).__name__}")
 
 

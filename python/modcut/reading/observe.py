@@ -79,8 +79,8 @@ def objective_of(model: nn.Module, batch: Any, loss_fn: _batches.LossFn | None) 
             return _batches.loss_of, "the loss"
         except ValueError:
             logits = _batches.logits_of(_batches.forward(model, batch))
-            if logits.ndim not in (2, 3) or logits.shape[-1] < 2:
-                raise
+            if _batches.targets_of(batch) is not None or logits.ndim not in (2, 3) or logits.shape[-1] < 2:
+                raise  # targets that do not fit are a mistake, not data without targets
 
     def own(m: nn.Module, b: Any) -> Tensor:
         scores = _batches.logits_of(_batches.forward(m, b)).flatten(0, -2)

@@ -101,6 +101,8 @@ def describe(
         )
     decode = decoder(tokenizer)
     with _progress(progress) as say:
+        telling = Telling(client, judge, prompts, resume, seed, text_items, random_texts, say)
+        telling.check()
         known = _known(
             model,
             P,
@@ -122,7 +124,6 @@ def describe(
             ModuleCard(i, sentence(e), evidence=e, scores=s, interfaces=f)
             for i, (e, s, f) in enumerate(zip(known.modules, known.scores, known.interfaces, strict=True))
         ]
-        telling = Telling(client, judge, prompts, resume, seed, text_items, random_texts, say)
         told = tell(telling, cards, known.windows, known.carried, known.groups, min(controls, 3), decode)
     meta = {
         **stamp(seed=seed, digest=digest(model)),

@@ -67,7 +67,10 @@ def _effect(f: Mapping[str, Any]) -> str:
     if not f["slices"]:
         return ""
     said = []
-    for s in sorted(f["slices"], key=lambda s: -abs(s["rise"])):
+    known = [s for s in f["slices"] if s["rise"] is not None and None not in s["controls"]]
+    if not known:  # samples of a single token have no next one to lose
+        return ""
+    for s in sorted(known, key=lambda s: -abs(s["rise"])):
         where = f" on {s['slice']}" if s["slice"] else ""
         inside = min(s["controls"]) <= s["rise"] <= max(s["controls"])
         verdict = "inside the range of" if inside else "outside the range of"
@@ -79,7 +82,7 @@ def _effect(f: Mapping[str, Any]) -> str:
         f"With the module {_ABLATED.get(f['ablation'], f['ablation'])}, {f['objective']} changes "
         + "; ".join(said[:4])
         + "."
-        + _by_chance(f["slices"])
+        + _by_chance(known)
     )
     lost = [o for o in f["loses"] if o["change"] < -SMALL][:WORDS]
     if lost:

@@ -261,9 +261,10 @@ def direct_effects(
     taps = {interventions.tap_key(t): t for t in graph.taps if t.side == "input"}
     kept = {w.index: w for w in windows if w.selection}
     parts = [shares(w.use[:, 0]) for w in kept.values()]
-    if not parts:
+    together = np.concatenate(parts) if parts else np.empty((0, P.k))
+    if not np.isfinite(together).any(0).all():  # nothing was ever active: no module writes anything
         return [None] * P.k
-    bars = np.nanquantile(np.concatenate(parts), 0.9, axis=0)
+    bars = np.nanquantile(together, 0.9, axis=0)
     sums = {key: torch.zeros(P.k, len(means[key]), dtype=torch.float64) for key in keys}
     counts = torch.zeros(P.k, dtype=torch.float64)
     with interventions.evaluation(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modcut.reading.asking import Prompts
@@ -33,6 +34,22 @@ class Telling:
     text_items: int = 24
     random_texts: int = 0
     say: Callable[[str], None] = lambda _: None
+
+    def check(self) -> None:
+        """Refuse what :func:`tell` could not do, before anything is measured.
+
+        Raises:
+            ValueError: a number out of range, an unknown judge, ``resume`` is a folder.
+            TypeError: ``judge`` is none.
+            FileNotFoundError: no folder of prompts.
+        """
+        if self.text_items < 1 or self.random_texts < 0:
+            raise ValueError(
+                f"text_items must be >= 1 and random_texts >= 0, got {self.text_items} and {self.random_texts}"
+            )
+        if self.resume is not None and Path(self.resume).is_dir():
+            raise ValueError(f"resume must be a file of replies, got the folder {os.fspath(self.resume)!r}")
+        _judge(self, self.client, Prompts(self.prompts))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from modcut.reading.asking import Prompts
 from modcut.reading.cards import EVIDENCE_ONLY, GroupCard, InterfaceCard, ModuleCard
-from modcut.reading.clients import Client, ClientError, Message, Request, ask_all, parse_json, style_of
+from modcut.reading.clients import Client, ClientError, Message, Request, ask_all, brief, parse_json, style_of
 
 SCHEMA: dict[str, Any] = {
     "title": "module_description",
@@ -20,6 +20,8 @@ SCHEMA: dict[str, Any] = {
     "required": ["title", "description", "confidence"],
     "additionalProperties": False,
 }
+# Characters of a reply that are kept: more is no title and no description, and would drown the page.
+TITLE, TEXT = 120, 4000
 # A title of a completion is one line of a few words.
 _LINE = 24
 Say = Callable[[str], None]
@@ -150,7 +152,7 @@ def _theme(text: str) -> tuple[str, str, float | None]:
     line = text.strip().split("\n", 1)[0].strip()
     if not line:
         raise ClientError("empty", "the reply is an empty line")
-    return line, line, None
+    return brief(line, TITLE), brief(line, TEXT), None
 
 
 def _fields(value: Mapping[str, Any]) -> tuple[str, str, float | None]:
@@ -159,4 +161,5 @@ def _fields(value: Mapping[str, Any]) -> tuple[str, str, float | None]:
     if not isinstance(text, str) or not text.strip():
         raise ClientError("malformed", f"the reply must have a text 'description', got {sorted(value)}")
     number = isinstance(confidence, (int, float)) and not isinstance(confidence, bool) and 0 <= confidence <= 1
-    return (title.strip() if isinstance(title, str) else ""), text.strip(), float(confidence) if number else None  # type: ignore[arg-type]
+    title = brief(title.strip(), TITLE) if isinstance(title, str) else ""
+    return title, brief(text.strip(), TEXT), float(confidence) if number else None  # type: ignore[arg-type]

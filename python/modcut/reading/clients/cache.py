@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modcut.reading.clients.protocol import Client, ClientError, Message, Reply, Request, request_key, style_of
+from modcut.reading.clients.protocol import Client, ClientError, Message, Reply, Request, ask, request_key, style_of
 
 
 class Cache:
@@ -122,7 +122,7 @@ class RecordingClient:
         key = request_key(self.model, messages, schema, max_tokens, seed)
         stored = self._cache.get(key)
         if stored is None:
-            stored = self.client.complete(messages, schema, max_tokens, seed)
+            stored = ask(self.client, Request(messages, schema, max_tokens, seed))
             self._cache.put(key, stored)
         return stored
 

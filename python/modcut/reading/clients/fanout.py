@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 
-from modcut.reading.clients.protocol import Client, ClientError, Reply, Request
+from modcut.reading.clients.protocol import Client, ClientError, Reply, Request, ask
 
 # After an error of the first kind no later call can succeed; after some of the second kind in a row, we stop asking.
 _FATAL = ("auth",)
@@ -59,7 +59,7 @@ def ask_all(client: Client, requests: Sequence[Request]) -> Iterator[tuple[int, 
 
 def _one(client: Client, request: Request) -> Reply | ClientError:
     try:
-        return client.complete(request.messages, request.schema, request.max_tokens, request.seed)
+        return ask(client, request)
     except ClientError as error:
         return error
 

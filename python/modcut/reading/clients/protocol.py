@@ -12,7 +12,17 @@ from typing import Any, Literal, Protocol, runtime_checkable
 Message = Mapping[str, str]
 Style = Literal["chat", "completion"]
 Reason = Literal[
-    "connection", "timeout", "auth", "rate_limit", "server", "request", "malformed", "empty", "not_cached", "not_asked"
+    "connection",
+    "timeout",
+    "auth",
+    "rate_limit",
+    "server",
+    "request",
+    "malformed",
+    "empty",
+    "not_cached",
+    "not_asked",
+    "client",
 ]
 
 
@@ -63,6 +73,25 @@ class Client(Protocol):
     ) -> Reply:
         """Answer a chat, in JSON of the given schema where there is one; raise :class:`ClientError` otherwise."""
         ...
+
+
+def ask(client: Client, request: Request) -> Reply:
+    """Ask a client of anybody's writing: whatever it raises or returns instead of a reply is one failed call.
+
+    Raises:
+        ClientError: its own, or (``client``) the name of what it raised (its words may hold a key: they stay in
+            ``__cause__``), or (``malformed``) no :class:`Reply`.
+    """
+    try:
+        reply: Any = client.complete(request.messages, request.schema, request.max_tokens, request.seed)
+    except ClientError:
+        raise
+    except Exception as error:
+        raise ClientError("client", f"{type(client).__name__}.complete raised {type(error).__name__}") from error
+    if not isinstance(reply, Reply) or not isinstance(reply.text, str):
+        got = type(reply).__name__ if not isinstance(reply, Reply) else f"one whose text is {type(reply.text).__name__}"
+        raise ClientError("malformed", f"{type(client).__name__}.complete must return a Reply with a text, got {got}")
+    return reply
 
 
 def style_of(client: Client) -> Style:
