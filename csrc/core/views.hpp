@@ -35,8 +35,8 @@ struct GraphView {
     std::vector<BlockView> blocks;
     bool has_csr = false;
     CsrView csr;
-    bool integral = false;  // every capacity is int64
-    bool single = false;    // some capacity is float32: the exactness tolerance follows
+    bool integral = false;   // every capacity is int64
+    bool single = false;     // some capacity is float32: the exactness tolerance follows
     bool magnitude = false;  // entries of blocks are signed and stand for |w|: for glance() and for_each_entry() only
 };
 
