@@ -24,7 +24,7 @@ from openai_server import OpenAIServer, toy
 from reading_toys import TwoSkills, letters, partition_of
 
 pytest.importorskip("openai")
-K = 6
+K = 4
 
 
 def spell(ids: list[int]) -> str:
@@ -32,7 +32,7 @@ def spell(ids: list[int]) -> str:
 
 
 def many() -> tuple[TwoSkills, Partition]:
-    """A net cut into six modules without a meaning: enough calls to break some."""
+    """A net cut into four modules without a meaning: with interfaces and groups, enough calls to break some."""
     model = TwoSkills()
     P = partition_of(model)
     return model, Partition(torch.arange(P.graph.n) % K, P.graph, K)
