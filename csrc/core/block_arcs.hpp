@@ -125,8 +125,8 @@ public:
         return false;
     }
 
-    template <class F>
-    void for_each_into(int64_t y, int64_t& work, const uint64_t* bits, F&& f) {
+    template <class Want, class F>
+    void for_each_into(int64_t y, int64_t& work, const uint64_t* bits, Want&& want, F&& f) {
         for (int64_t s = first_[y]; s < first_[y + 1]; ++s) {
             const int32_t k = of_vertex_[s];
             const Segment& seg = segments_[k];
@@ -137,7 +137,7 @@ public:
                 // What is left into y is twice the capacity less what is left out of y: it stands in y's own row.
                 const int64_t open =
                     made(k) ? 2 * capacity(seg, j) - r_[seg.base + j] : at(int32_t(seg.reverse + j), seg.position);
-                if (open > 0) f(int32_t(x));
+                if (open > 0 && want(int32_t(x))) f(int32_t(x));
                 return false;
             });
         }

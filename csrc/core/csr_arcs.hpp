@@ -77,11 +77,11 @@ public:
         return false;
     }
 
-    template <class F>
-    void for_each_into(int64_t y, int64_t& work, const uint64_t*, F&& f) const {
+    template <class Want, class F>
+    void for_each_into(int64_t y, int64_t& work, const uint64_t*, Want&& want, F&& f) const {
         work += first_[y + 1] - first_[y];
-        for (int64_t a = first_[y]; a < first_[y + 1]; ++a)
-            if (r_[arcs_[a].reverse] > 0) f(arcs_[a].target);
+        for (int64_t a = first_[y]; a < first_[y + 1]; ++a)  // residuals of reverse arcs lie far apart: asked for last
+            if (want(arcs_[a].target) && r_[arcs_[a].reverse] > 0) f(arcs_[a].target);
     }
 
     int64_t strength(int64_t x) const {

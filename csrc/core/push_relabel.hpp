@@ -38,11 +38,11 @@ public:
         }
         int64_t since = 0, steps = 0;
         while (flow.value < bound) {
-            while (top_ >= 0 && active_[top_].empty()) --top_;
+            while (top_ >= 0 && active_[top_] < 0) --top_;
             if (top_ < 0) break;
-            const int64_t x = active_[top_].back();
-            active_[top_].pop_back();
-            if (height_[x] != top_ || excess_[x] == 0) continue;  // moved by a global relabelling
+            const int64_t x = active_[top_];
+            active_[top_] = next_active_[x];
+            if (height_[x] != top_) continue;  // left behind by a gap
             if ((++steps & 255) == 0) poll_.check();
             const int64_t before = work;
             discharge(x, s, sink, bound, flow);
@@ -80,7 +80,8 @@ private:
     }
 
     void activate(int64_t y) {
-        active_[height_[y]].push_back(int32_t(y));
+        next_active_[y] = active_[height_[y]];
+        active_[height_[y]] = int32_t(y);
         top_ = std::max<int64_t>(top_, height_[y]);
     }
 
@@ -101,8 +102,11 @@ private:
             }
             const int32_t old = height_[x];
             if (count_[old] == 1) {  // gap: nothing above can reach a sink any more
-                for (int64_t y = 0; y < n_; ++y)
-                    if (height_[y] >= old && height_[y] < n_ && y != s) move(y, int32_t(n_));
+                int64_t left = 0;
+                for (int64_t h = old + 1; h < n_ && count_[h] > 0; ++h) left += count_[h];
+                move(x, int32_t(n_));
+                for (int64_t y = 0; left > 0; ++y)
+                    if (height_[y] > old && height_[y] < n_) move(y, int32_t(n_)), --left;
                 return;
             }
             move(x, lowest_neighbour(x) + 1);
@@ -169,12 +173,13 @@ private:
         for (size_t head = 0; head < queue_.size(); ++head) {
             if ((head & 63) == 0) poll_.check();
             const int64_t y = queue_[head];
-            arcs_.for_each_into(y, work, fresh_.data(), [&](int32_t x) {
-                if (height_[x] == far && x != s) reach(x, height_[y] + 1);
-            });
+            const int32_t height = height_[y] + 1;
+            arcs_.for_each_into(
+                y, work, fresh_.data(), [&](int32_t x) { return height_[x] == far && x != s; },
+                [&](int32_t x) { reach(x, height); });
         }
-        for (auto& bucket : active_) bucket.clear();
-        active_.resize(n_);
+        active_.assign(n_, -1);
+        next_active_.resize(n_);
         top_ = -1;
         for (int64_t x = 0; x < n_; ++x) {
             cursor_[x] = 0;
@@ -189,7 +194,7 @@ private:
     Bits fresh_{0};     // not yet reached by the global relabelling
     Levels levels_{0};  // by height, below n
     std::vector<int64_t> cursor_, excess_, count_;
-    std::vector<std::vector<int32_t>> active_;
+    std::vector<int32_t> active_, next_active_;  // a linked list for each height
     int64_t top_ = -1;
     std::vector<int32_t> queue_, side_;
 };

@@ -11,7 +11,8 @@
 //     next(x, cursor, work, bits, want, arc)   the first arc of x at or after the cursor with residual capacity whose
 //                                       target is in `bits` (nullptr: everywhere) and want(target); false at the end
 //     find(x, y, work, arc)             an arc from x to y with residual capacity, if there is one
-//     for_each_into(y, work, bits, f)   f(x) for every x in `bits` with residual capacity on an arc x -> y
+//     for_each_into(y, work, bits, want, f)   f(x) for every x in `bits` with want(x) and residual capacity on an arc
+//                                       x -> y
 //     residual(arc), push(arc, amount)  and undo(): back to rest, at the price of the flow and not of the network.
 // `work` counts the arcs looked at. kBits says whether the network uses `bits` at all, or leaves the choice to `want`.
 #pragma once

@@ -222,6 +222,8 @@ struct FlowReport {
 template <class Arcs>
 FlowReport st_cut(const GraphView& g, const Degrees& deg, int64_t s, int64_t t, uint8_t* side, FlowKind kind,
                   Poll& poll) {
+    // A single flow over rows is not worth a guess: push-relabel is never far behind there, and often far ahead.
+    if (kind == FlowKind::automatic && !Arcs::kBits) kind = FlowKind::push_relabel;
     Solver<Arcs> solver(g, deg, poll, kind);
     // The flow leaves from the weaker end: fewer arcs, and its strength bounds the cut.
     const bool swapped = deg.d[t] < deg.d[s];
