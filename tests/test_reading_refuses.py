@@ -207,3 +207,11 @@ def test_vision_models(labelled: bool) -> None:
     cards = modcut.describe(net, P, [(x, y) if labelled else x], controls=1)
     assert all(c.evidence["inputs"]["features"] for c in cards)
     assert ("no targets" in cards.meta["objective"]) != labelled
+
+
+def test_a_report_does_not_replace_a_folder_nor_leave_a_draft(tmp_path: Path) -> None:
+    cards = describe(letters(8))
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(IsADirectoryError, match="got the folder"):
+        modcut.report(tmp_path / "page.html", cards=cards)
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]

@@ -22,6 +22,8 @@ def plain(value: Any) -> Any:
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text; folders are made, an existing file is replaced in one step."""
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path must be a file to write, got the folder {os.fspath(path)!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(target.name + ".tmp")
     try:
