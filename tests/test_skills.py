@@ -148,6 +148,20 @@ def test_skills_of_a_net_stand_up_on_held_out_windows_and_random_modules_do_not(
     assert "no skills found" in str(verdict) and verdict.to_dict()["held_out"] == 240
 
 
+def test_a_pair_must_hold_in_both_directions():
+    """Planted: every module matters most to its own kind, yet kind 1 is hurt most by module 0 (two skills, one kind)."""
+    from modcut.skills.evidence import _unpaired
+    from modcut.specialise import Specialisation
+
+    def reasons(damage):
+        named = {f"kind {i}": d for i, d in enumerate(damage)}
+        return _unpaired(Specialisation(0.9, (0.1,) * 19, named, dict.fromkeys(named, 1.0), "zero", 0, 10, len(damage)))
+
+    assert reasons([(2.0, 0.1), (0.1, 2.0)]) == []
+    assert reasons([(9.0, 0.01), (2.13, 0.02)]) == ["kind 1 is hurt most by module 0, not by its own"]
+    assert "module 1 does not matter most to its own kind" in reasons([(1.0, 2.0), (0.9, 0.1)])
+
+
 def test_an_untrained_net_has_no_skills():
     for seed in range(3):
         model, _ = gpt(seed=seed)

@@ -187,13 +187,20 @@ def _ablated(
 
 
 def _unpaired(own: Specialisation) -> list[str]:
-    """Modules whose own kind is not the one they matter most to, by share of each kind's damage."""
+    """Pairs (module c, kind c) that do not hold, by share of each kind's damage, in both directions.
+
+    A module must matter most to its own kind, and a kind must be hurt most by its own module: two skills that share a
+    kind of window pass the first question alone (the core of one hurts the mixed kind, the other core hurts nobody).
+    """
     out = []
     share = torch.tensor(list(own.damage.values()), dtype=torch.float64).clamp_min(0)
     share = share / share.sum(1, keepdim=True).clamp_min(1e-300)  # [kinds, modules]
-    for c in range(min(share.shape)):
+    for c, name in enumerate(own.damage):
         if int(share[:, c].argmax()) != c:
             out.append(f"module {c} does not matter most to its own kind")
+        most = int(share[c].argmax())
+        if most != c:
+            out.append(f"{name} is hurt most by module {most}, not by its own")
     return out
 
 
