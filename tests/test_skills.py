@@ -149,7 +149,7 @@ def test_skills_of_a_net_stand_up_on_held_out_windows_and_random_modules_do_not(
 
 
 def test_a_pair_must_hold_in_both_directions():
-    """Planted: every module matters most to its own kind, yet kind 1 is hurt most by module 0 (two skills, one kind)."""
+    """Planted: modules matter most to their own kinds, yet kind 1 is hurt most by module 0 (two skills, one kind)."""
     from modcut.skills.evidence import _unpaired
     from modcut.specialise import Specialisation
 
