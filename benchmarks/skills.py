@@ -7,7 +7,8 @@ Cases, one row each (finished rows are kept by --resume):
 - ``count-K-VOCABULARY-SEED``: a GPT trained on K skills; how many are found, and whether windows, units and TV agree.
 - ``null-shuffled``, ``null-untrained``: 50 draws each in which there is nothing to find.
 - ``heal-VOCABULARY-SEED``: two skills; every weight between modules deleted, then healing, for the partition found, the
-  label oracle, the partition by index and a random one.
+  label oracle, the partition by index and a random one; ``ramp``: the one found, with the
+  proximal loss first, then the mask.
 - ``text-SEED``: a character GPT on English prose and Python source.
 - ``digits-SEED``: two images in, two labels out: every window uses both tasks.
 
@@ -39,7 +40,7 @@ from modcut.skills.evidence import by_index
 from skill_nets import GPT, Tasks, loss_fn, losses, step_of, trained
 
 NETS = Path("build/skill_nets")
-WINDOWS, HEAL = 1024, 600
+WINDOWS, HEAL, LAM = 1024, 600, 1.0
 COUNTS = [(k, "shared", s) for k in (2, 4, 6) for s in range(3, 8)]
 COUNTS += [(k, "shared", s) for k in (1, 3, 5) for s in range(3, 6)] + [(2, "disjoint", s) for s in range(3, 8)]
 CASES = [f"count-{k}-{v}-{s}" for k, v, s in COUNTS]
@@ -79,7 +80,8 @@ def count(k: int, vocabulary: str, seed: int) -> dict[str, Any]:
     }
     if evidence["specialisation"]:
         s = evidence["specialisation"]
-        row |= {key: s[key] for key in ("tv", "random_mean", "p")} | {"index_tv": evidence["index_tv"]}
+        row |= {key: s[key] for key in ("tv", "random_mean", "p", "own", "p_own", "damage")}
+        row["index_tv"] = evidence["index_tv"]
         row |= {f"whole_{key}": evidence["whole"][key] for key in ("tv", "random_mean", "p")}
         row["stability"] = sum(evidence["stability"]) / len(evidence["stability"])
     if k == 1:
@@ -148,25 +150,36 @@ def heal(vocabulary: str, seed: int) -> dict[str, Any]:
     for i in range(HEAL):
         step(i)
     row["trained_on"] = losses(longer, tasks)
-    for name in ("found", "oracle", "index", "random"):
+    for name in ("found", "ramp", "oracle", "index", "random"):
         model = copy.deepcopy(base)
         graph = modcut.weight_graph(model, tokens[:2], include_inputs=False, include_outputs=False)
         statistics = collect(graph, model, data, loss_fn)
         found = find_modules(graph, statistics=statistics, seed=seed)
-        if name == "found" and found.k == 1:
+        if name in ("found", "ramp") and found.k == 1:
             row[name] = "no skills found"
             continue
         oracle = Partition(slice_labels(graph, statistics.profile, skill), graph, 2)
         labels = {
             "found": found.labels,
+            "ramp": found.labels,
             "oracle": oracle.labels,
             "index": by_index(oracle).labels,
             "random": matched_labels(graph, oracle.labels, torch.Generator().manual_seed(seed)),
         }[name]
         P = Partition(labels, graph, int(labels.max()) + 1)
         cut = modcut.cut_and_run(model, P, lambda m: losses(m, tasks))
-        step, _ = step_of(model, tasks, 777 + seed, HEAL, rate=1e-3)
-        healed = modcut.cut_and_heal(model, P, lambda _m, i, step=step: step(i), steps=HEAL)
+        left = HEAL
+        step, optimizer = step_of(model, tasks, 777 + seed, HEAL, rate=1e-3)
+        if name == "ramp":  # the proximal loss for three quarters of the steps, the mask for the last
+            left = HEAL // 4
+            crit = modcut.ModularityLoss(model, partition=P, graph=graph, lam=LAM, ramp=HEAL // 4)
+            prox = modcut.optim.Proximal(optimizer, crit)
+            for i in range(HEAL - left):
+                step(i)
+                prox.shrink()
+                crit.step()
+            crit.close()
+        healed = modcut.cut_and_heal(model, P, lambda _m, i, step=step, first=HEAL - left: step(first + i), steps=left)
         special = specialisation(model, P, slices, loss_fn, random=19, seed=seed)
         row[name] = {
             "cut_and_run": cut,

@@ -34,6 +34,10 @@ class Specialisation:
     k: int
     model: str = ""
     """Digest of the model."""
+    own: float = math.nan
+    """Mean share of a slice's damage that module i does to slice i, where modules and slices are paired in order."""
+    random_own: tuple[float, ...] = ()
+    """The same for the random partitions."""
 
     @property
     def random_mean(self) -> float:
@@ -47,6 +51,11 @@ class Specialisation:
         # A partition without shares (nan) never counts as worse.
         return (1 + sum(not r < self.tv for r in self.random_tv)) / (1 + len(self.random_tv))
 
+    @property
+    def p_own(self) -> float:
+        """The same for the shares of paired modules: sharper than TV, which also rises where the wrong pairs stand."""
+        return (1 + sum(not r < self.own for r in self.random_own)) / (1 + len(self.random_own))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values."""
         return {
@@ -54,6 +63,9 @@ class Specialisation:
             "random_tv": [_number(r) for r in self.random_tv],
             "random_mean": _number(self.random_mean),
             "p": self.p,
+            "own": _number(self.own),
+            "random_own": [_number(r) for r in self.random_own],
+            "p_own": self.p_own,
             "damage": {name: list(d) for name, d in self.damage.items()},
             "base_loss": self.base_loss,
             "ablation": self.ablation,
@@ -156,17 +168,43 @@ def specialisation(
 
     own = damage(P.labels)
     generator = torch.Generator().manual_seed(seed)
-    null = tuple(_tv(damage(matched_labels(P.graph, P.labels, generator))) for _ in range(random))
-    lost = {name: tuple(d) for name, d in own.items()}
-    return Specialisation(_tv(own), null, lost, base, mode, seed, P.graph.n, count, provenance.digest(model))
+    drawn = [damage(matched_labels(P.graph, P.labels, generator)) for _ in range(random)]
+    return Specialisation(
+        _tv(own),
+        tuple(_tv(d) for d in drawn),
+        {name: tuple(d) for name, d in own.items()},
+        base,
+        mode,
+        seed,
+        P.graph.n,
+        count,
+        provenance.digest(model),
+        _own(own),
+        tuple(_own(d) for d in drawn),
+    )
 
 
-def _tv(damage: Mapping[str, Sequence[float]]) -> float:
+def _shares(damage: Mapping[str, Sequence[float]]) -> list[Tensor] | None:
+    """Return each slice's damage as shares of the modules; None where no ablation hurts a slice."""
     shares = []
     for d in damage.values():
         hurt = torch.tensor(list(d), dtype=torch.float64).clamp_min(0)
         if float(hurt.sum()) <= 0:
-            return math.nan  # a slice that no ablation hurts has no shares
+            return None
         shares.append(hurt / hurt.sum())
+    return shares
+
+
+def _tv(damage: Mapping[str, Sequence[float]]) -> float:
+    shares = _shares(damage)
+    if shares is None:
+        return math.nan
     pairs = [(a, b) for i, a in enumerate(shares) for b in shares[i + 1 :]]
     return float(torch.stack([(a - b).abs().sum() / 2 for a, b in pairs]).mean())
+
+
+def _own(damage: Mapping[str, Sequence[float]]) -> float:
+    shares = _shares(damage)
+    if shares is None or len(shares) != len(shares[0]):
+        return math.nan  # as many modules as slices, or they are not paired
+    return float(torch.stack([share[i] for i, share in enumerate(shares)]).mean())
