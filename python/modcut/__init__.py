@@ -36,6 +36,7 @@ _HOME = {
     "ablate": "modcut.auditing",
     "trace": "modcut.auditing",
     "compare": "modcut.auditing",
+    "find_concept": "modcut.auditing",
     "report": "modcut.reporting",
     "reading": "modcut.reading",
     "organisms": "modcut.organisms",

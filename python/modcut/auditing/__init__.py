@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from modcut.auditing.ablate import Ablation, ablate
 from modcut.auditing.compare import Comparison, Function, ModuleChange, compare
+from modcut.auditing.concepts import ConceptHits, ConceptScore, find_concept
 from modcut.auditing.controls import Effect, beside_controls, random_modules
 from modcut.auditing.decision import Decision
 from modcut.auditing.effects import EffectRow, EffectTable, effect_table
+from modcut.auditing.examples import Concept, concept_sets, load_concept
 from modcut.auditing.trace import ModuleEffect, Step, Trace, trace
 
 __all__ = [
     "Ablation",
     "Comparison",
+    "Concept",
+    "ConceptHits",
+    "ConceptScore",
     "Decision",
     "Effect",
     "EffectRow",
@@ -24,7 +29,10 @@ __all__ = [
     "ablate",
     "beside_controls",
     "compare",
+    "concept_sets",
     "effect_table",
+    "find_concept",
+    "load_concept",
     "random_modules",
     "trace",
 ]
