@@ -193,11 +193,8 @@ def heal(vocabulary: str, seed: int) -> dict[str, Any]:
     return row
 
 
-def text(seed: int, steps: int = 1200) -> dict[str, Any]:
-    from modcut.organisms.text import encode, english, python_source
-
-    parts = [encode(s.text) for s in (english(1_500_000), python_source(1_500_000))]
-    length = 96
+def text_model(seed: int, steps: int, parts: list[Tensor], name: str, length: int = 96) -> tuple[nn.Module, Any]:
+    """A character GPT trained on the sources, or read, and ``windows(source, generator, held)``."""
 
     def windows(source: Tensor, generator: torch.Generator, held: bool) -> Tensor:
         """Windows of the given sources, int64 [n, length]; the last tenth of each is held out."""
@@ -211,7 +208,7 @@ def text(seed: int, steps: int = 1200) -> dict[str, Any]:
 
     config = modcut.organisms.GPTConfig(width=64, layers=2, heads=4, mlp=256)
     model = modcut.organisms.GPT(config, seed=seed)
-    path = NETS / f"text-{steps}-{seed}.safetensors"
+    path = NETS / f"{name}-{steps}-{seed}.safetensors"
     from safetensors.torch import load_file, save_file
 
     if path.is_file():
@@ -222,15 +219,47 @@ def text(seed: int, steps: int = 1200) -> dict[str, Any]:
         for i in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = 3e-3 * min(1, (i + 1) / 50) * (1 - 0.9 * i / steps)
-            tokens = windows(torch.arange(24) % 2, generator, False)
+            tokens = windows(torch.arange(24) % len(parts), generator, False)
             loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if i % 200 == 0:
-                print(f"    text seed {seed} step {i} loss {loss.item():.3f}", flush=True)
+                print(f"    {name} seed {seed} step {i} loss {loss.item():.3f}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), path)
+    return model, windows
+
+
+def two_sources(name: str = "text") -> list[Tensor]:
+    """Character tokens: English prose and Python source, or (``registers``) prose and a manual."""
+    from modcut.organisms.text import encode, english, manual, python_source
+
+    second = manual(1_500_000) if name == "registers" else python_source(1_500_000).text
+    return [encode(english(1_500_000).text), encode(second)]
+
+
+def text_setting(seed: int, name: str = "text") -> tuple[nn.Module, Any, Any, dict[str, list[Tensor]], int]:
+    """For skill_separation.py: the network, windows to train on, the loss, held-out windows, batch size."""
+    from modcut._batches import loss_of
+
+    model, windows = text_model(seed, 1200, two_sources(name), name)
+
+    def draw(n: int, s: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(s)
+        source = torch.randint(2, (n,), generator=generator)
+        return windows(source, generator, False), source
+
+    generator = torch.Generator().manual_seed(12000 + seed)
+    test = {
+        n: list(windows(torch.full((256,), i), generator, True).split(64)) for i, n in enumerate(("first", "second"))
+    }
+    return model, draw, lambda m, b: loss_of(m, b, None), test, 24
+
+
+def text(seed: int, steps: int = 1200, name: str = "text") -> dict[str, Any]:
+    """Two sources of text in one character GPT."""
+    model, windows = text_model(seed, steps, two_sources(name), name)
     generator = torch.Generator().manual_seed(9000 + seed)
     source = torch.randint(2, (768,), generator=generator)
     data = list(windows(source, generator, True).split(32))
@@ -253,7 +282,7 @@ def text(seed: int, steps: int = 1200) -> dict[str, Any]:
         row |= {key: evidence["specialisation"][key] for key in ("tv", "random_mean", "p", "base_loss", "damage")}
         row |= {f"whole_{key}": evidence["whole"][key] for key in ("tv", "random_mean", "p")}
         row["index_tv"] = evidence["index_tv"]
-    held = {n: [windows(torch.full((64,), i), generator, True)] for i, n in enumerate(("English", "Python"))}
+    held = {n: [windows(torch.full((64,), i), generator, True)] for i, n in enumerate(("first", "second"))}
     true = specialisation(model, Partition(oracle, graph, 2), held, random=19, seed=seed)
     row |= {"tv_oracle": true.tv, "random_tv_oracle": true.random_mean, "losses": true.base_loss}
     return row

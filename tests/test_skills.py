@@ -274,3 +274,50 @@ def test_the_example_runs(capsys):
     spec.loader.exec_module(example)
     assert example.main(steps=4, windows_shown=96).k == 1
     assert "no skills found" in capsys.readouterr().out
+
+
+def test_training_without_the_other_core_makes_it_unnecessary():
+    """One linear map serves two kinds with all units; module drop makes each kind live on its own half."""
+    from modcut.skills import cores, without_others
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 8, generator=g)
+    y, kind = torch.stack([x[:, 0] * x[:, 1], x[:, 2]], 1), (x[:, 3] > 0).long()
+    graph = modcut.weight_graph(model, x[:2])
+    labels = torch.zeros(graph.n, dtype=torch.int64)
+    hidden = next(s for s in graph.spaces if s.kind == "hidden")
+    labels[hidden.vertices] = torch.arange(16) % 2
+    P = Partition(labels, graph, 2)
+
+    def loss_of(c: int) -> torch.Tensor:
+        return (model(x[kind == c]) - y[kind == c]).square().mean()
+
+    def alone(c: int) -> torch.Tensor:
+        with without_others(model, P, c):
+            return loss_of(c)
+
+    before = model(x)
+    start = [float(alone(c).detach()) for c in range(2)]
+    assert torch.equal(model(x), before)  # nothing stays behind
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        sum(loss_of(c) + alone(c) for c in range(2)).backward()
+        optimizer.step()
+    assert all(float(alone(c).detach()) < 0.3 * start[c] for c in range(2))
+    with without_others(model, P, 0):  # the other half is off, and receives no gradient
+        optimizer.zero_grad()
+        loss_of(0).backward()
+    assert float(model[2].weight.grad[:, 1::2].abs().max()) == 0 < float(model[2].weight.grad[:, ::2].abs().max())
+    profile = torch.rand(32, graph.n, generator=g)
+    core = cores(P, profile, torch.arange(32) % 2)
+    assert core.k == 3 and torch.bincount(core.labels[hidden.vertices], minlength=3).tolist() == [4, 4, 8]
+    for bad in (lambda: cores(P, profile, torch.zeros(3)), lambda: cores(P, profile, torch.arange(32) % 2, share=0.0)):
+        with pytest.raises(ValueError, match=r"kinds must have|share must be"):
+            bad()
+    with pytest.raises(ValueError, match="kind must be between"), without_others(model, P, 2):
+        pass
+    with pytest.raises(ValueError, match="modules must be between"), without_others(model, P, 0, 3):
+        pass

@@ -5,5 +5,6 @@ from __future__ import annotations
 from modcut.skills.evidence import Evidence, judge
 from modcut.skills.hierarchy import Skill, hierarchy
 from modcut.skills.kinds import Kinds, window_kinds
+from modcut.skills.separate import cores, without_others
 
-__all__ = ["Evidence", "Kinds", "Skill", "hierarchy", "judge", "window_kinds"]
+__all__ = ["Evidence", "Kinds", "Skill", "cores", "hierarchy", "judge", "window_kinds", "without_others"]
