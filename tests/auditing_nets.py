@@ -37,6 +37,29 @@ def two_task_data(n: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.stack([x[:, 0] > x[:, 2], x[:, 1] > x[:, 3]], dim=1).long()
 
 
+def wide() -> tuple[nn.Sequential, Partition]:
+    """Two tasks over 16 inputs: the even ones sum to task A's answer (logits 0 and 2), the odd ones to task B's."""
+    model, graph = hand_built.mlp((16, 24, 4))
+    w1, w2 = torch.zeros(24, 16), torch.zeros(4, 24)
+    for unit in range(24):
+        task, answer = unit % 2, (unit // 2) % 2
+        w1[unit, task::2] = 1.0 if answer else -1.0
+        w2[task + 2 * answer, unit] = 0.2
+    with torch.no_grad():
+        model[0].weight.copy_(w1)
+        model[0].bias.zero_()
+        model[2].weight.copy_(w2)
+        model[2].bias.zero_()
+    return model.eval(), Partition(torch.cat([torch.arange(n) % 2 for n in (16, 24, 4)]), graph, 2)
+
+
+def sides(task: int, n: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs of the wide net where the task's inputs sum above zero, and where below, alike in all else."""
+    x = torch.randn(4 * n, 16, generator=torch.Generator().manual_seed(seed))
+    yes = x[:, task::2].sum(1) > 0
+    return x[yes][:n], x[~yes][:n]
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, task: int) -> float:
     """Share of right answers of one task; a tie of the two logits is half an answer."""
     with torch.no_grad():

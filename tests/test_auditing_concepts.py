@@ -11,33 +11,10 @@ from torch import nn
 
 import hand_built
 import modcut
-from auditing_nets import random_gpt, random_mlp
+from auditing_nets import random_gpt, random_mlp, sides, wide
 from modcut.auditing import Concept, concept_sets, find_concept, load_concept
 from modcut.auditing.probe import decode, ranks_above
 from modcut.partition import Partition
-
-
-def wide() -> tuple[nn.Sequential, Partition]:
-    """Two tasks over 16 inputs: the even ones sum to task A's answer (logits 0 and 2), the odd ones to task B's."""
-    model, graph = hand_built.mlp((16, 24, 4))
-    w1, w2 = torch.zeros(24, 16), torch.zeros(4, 24)
-    for unit in range(24):
-        task, answer = unit % 2, (unit // 2) % 2
-        w1[unit, task::2] = 1.0 if answer else -1.0
-        w2[task + 2 * answer, unit] = 0.2
-    with torch.no_grad():
-        model[0].weight.copy_(w1)
-        model[0].bias.zero_()
-        model[2].weight.copy_(w2)
-        model[2].bias.zero_()
-    return model.eval(), Partition(torch.cat([torch.arange(n) % 2 for n in (16, 24, 4)]), graph, 2)
-
-
-def sides(task: int, n: int = 40, seed: int = 0):
-    """Inputs of the wide net where the task's inputs sum above zero, and where below, alike in all else."""
-    x = torch.randn(4 * n, 16, generator=torch.Generator().manual_seed(seed))
-    yes = x[:, task::2].sum(1) > 0
-    return x[yes][:n], x[~yes][:n]
 
 
 def with_a_copy_nobody_reads() -> tuple[nn.Sequential, Partition]:

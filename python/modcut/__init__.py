@@ -37,6 +37,7 @@ _HOME = {
     "trace": "modcut.auditing",
     "compare": "modcut.auditing",
     "find_concept": "modcut.auditing",
+    "audit": "modcut.auditing",
     "report": "modcut.reporting",
     "reading": "modcut.reading",
     "organisms": "modcut.organisms",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modcut.auditing.ablate import Ablation, ablate
+from modcut.auditing.calibration import Calibration
 from modcut.auditing.compare import Comparison, Function, ModuleChange, compare
 from modcut.auditing.concepts import ConceptHits, ConceptScore, find_concept
 from modcut.auditing.controls import Effect, beside_controls, random_modules
@@ -10,9 +11,11 @@ from modcut.auditing.decision import Decision
 from modcut.auditing.effects import EffectRow, EffectTable, effect_table
 from modcut.auditing.examples import Concept, concept_sets, load_concept
 from modcut.auditing.trace import ModuleEffect, Step, Trace, trace
+from modcut.auditing.verdict import Finding, Verdict, audit, verify
 
 __all__ = [
     "Ablation",
+    "Calibration",
     "Comparison",
     "Concept",
     "ConceptHits",
@@ -21,12 +24,15 @@ __all__ = [
     "Effect",
     "EffectRow",
     "EffectTable",
+    "Finding",
     "Function",
     "ModuleChange",
     "ModuleEffect",
     "Step",
     "Trace",
+    "Verdict",
     "ablate",
+    "audit",
     "beside_controls",
     "compare",
     "concept_sets",
@@ -35,4 +41,5 @@ __all__ = [
     "load_concept",
     "random_modules",
     "trace",
+    "verify",
 ]
