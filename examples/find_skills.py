@@ -85,10 +85,10 @@ def main(steps: int = 1000, seed: int = 0, windows_shown: int = 768) -> modcut.P
 
     tokens, skill = windows(windows_shown, generator)
     P = modcut.find_modules(model, data=list(tokens.split(64)), loss_fn=loss_fn, progress=True)  # prints the evidence
-    if P.k == 1:
+    if "windows" not in P.meta:
         return P
-    kinds = torch.tensor(P.meta["windows"])
-    for kind in range(P.k):
+    kinds = torch.tensor(P.meta["windows"])  # shown also where the verdict is that they have no modules of their own
+    for kind in range(int(kinds.max()) + 1):
         share = {name: float((skill[kinds == kind] == i).double().mean()) for i, name in enumerate(SKILLS)}
         print(f"kind {kind}: " + ", ".join(f"{v:.0%} {n}" for n, v in share.items() if v > 0.005) + "; most typical:")
         for i in P.meta["typical"][kind][:3]:

@@ -129,6 +129,15 @@ def test_slices_are_measured_one_by_one_and_modules_are_found_where_none_are_giv
     assert d.partition.k == len(d.modules) >= 2
 
 
+def test_two_modules_in_place_of_no_skills_are_said_to_be_that():
+    model, _ = random_gpt()
+    d = modcut.compare(model, random_gpt(seed=1)[0], data=[tokens(24)], controls=2)
+    assert d.partition.k == 2 and d.record["partition"].startswith("two modules by request, places rather than skills:")
+    assert "no skills found" in d.record["partition"] and d.record["partition"] in str(d)
+    given = modcut.compare(model, random_gpt(seed=1)[0], modcut.find_modules(model, 2), data=[tokens(8)], controls=2)
+    assert "partition" not in given.record
+
+
 def test_it_prints_controls_and_saves_json(tmp_path):
     model, P = random_gpt()
     twin, _ = random_gpt(seed=1)

@@ -140,6 +140,8 @@ class Comparison:
     def __str__(self) -> str:
         parts = [f"intact models, {name}: harmless {a:.4f}, harmful {b:.4f}" for name, (a, b) in self.intact.items()]
         parts.append(f"relative change of all weights: {self.total:.4f}\n")
+        if "partition" in self.record:
+            parts.append(f"{self.record['partition']}\n")
         header = ("module", "inside", "border", "usage share", "flags")
         rows = [
             (
@@ -200,7 +202,7 @@ def compare(
         harmless: the model to compare with.
         harmful: the model in question.
         P: a partition of either; by default ``find_modules(harmful, data=data, seed=seed)``, with two modules where
-            that finds no skills.
+            that finds no skills; ``record["partition"]`` then says so.
         data: batches, or labelled slices of them (the loss is then measured per slice). Without it only weights and
             behaviours are compared.
         behaviours: name -> function of the model that returns a number.
@@ -227,11 +229,13 @@ def compare(
     if mode != "zero" and data is None:
         raise ValueError(f'mode "{mode}" needs reference activations: pass data=')
     kept = None if data is None else _keep(data, max_batches)
+    unfound = ""
     if P is None:
         from modcut.modules import find_modules  # heavy: scipy.sparse.linalg
 
         P = find_modules(harmful, data=kept, seed=seed, loss_fn=loss_fn)
         if P.k == 1:  # no skills found: one module would localise nothing
+            unfound = str(P.meta.get("verdict", "no skills found"))
             P = find_modules(harmful, 2, data=kept, seed=seed, loss_fn=loss_fn, controls=0)
     check_fits(harmless, P.graph)
     check_fits(harmful, P.graph)
@@ -268,6 +272,8 @@ def compare(
         usage, activation = (effect(x, i, "two-sided") for x in used)
         modules.append(ModuleChange(m, len(u), one, two, usage, activation, tuple(functions)))
     made = record(harmful, n=windows, controls=controls, seed=seed, ablation=mode, harmless=digest(harmless))
+    if unfound:
+        made["partition"] = f"two modules by request, places rather than skills: {unfound}"
     return Comparison(tuple(modules), P, intact, whole, made)
 
 
