@@ -125,14 +125,25 @@ def test_the_probe_is_held_out_and_its_null_is_centred():
     z = (x / x.std(0, unbiased=False)).double()
     ridge = 0.3 * (z - z.mean(0)).square().sum(1).mean()
     y, scores = side.double() * 2 - 1, []
-    for i in range(24):  # the primal problem, example by example
-        keep = torch.arange(24) != i
+    for i in range(24):  # the primal problem, without the pair of each example
+        keep = torch.arange(24) % 12 != i % 12
         rows = z[keep] - z[keep].mean(0)
         w = torch.linalg.solve(rows.T @ rows + ridge * torch.eye(50, dtype=torch.float64), rows.T @ y[keep])
         scores.append((z[i] - z[keep].mean(0)) @ w)
     want = float(ranks_above(torch.stack(scores)[:, None], side[:, None])[0])
     assert decode(x, side)[0] == pytest.approx(want)
     assert decode(torch.ones(24, 3), side, 5)[1].tolist() == [0.5] * 5
+
+
+def test_pairs_of_near_twins_do_not_push_the_probe_below_chance():
+    g = torch.Generator().manual_seed(0)
+    scene = torch.randn(12, 50, generator=g)  # what both texts of a pair share
+    twins = [torch.cat([scene, scene]) + 0.05 * torch.randn(24, 50, generator=g) for _ in range(30)]
+    found = [decode(x, torch.arange(24) < 12, 19) for x in twins]
+    assert np.mean([f[0] for f in found]) == pytest.approx(0.5, abs=0.08)
+    assert np.mean([f[1].mean() for f in found]) == pytest.approx(0.5, abs=0.03)
+    uneven = torch.randn(24, 50, generator=g)
+    assert len(decode(uneven, torch.arange(24) < 10, 3)[1]) == 3
 
 
 def test_texts_of_different_lengths_are_read_token_by_token(tmp_path):

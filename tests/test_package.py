@@ -46,6 +46,7 @@ LAYERS = (
     ("pipeline", "demo"),
     ("training",),
     ("describing",),
+    ("judging",),
     ("cli",),
     ("__main__",),
 )

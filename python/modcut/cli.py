@@ -175,6 +175,119 @@ def describe(
 
 
 @app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="package.module:build, a folder, a .safetensors file, or smollm2.")],
+    prompt: Annotated[str, typer.Argument(help="Text whose next token is followed.")],
+    target: Annotated[
+        str | None, typer.Option(help="Answer to follow (its first token; default: the likeliest).")
+    ] = None,
+    partition: Annotated[Path | None, typer.Option(help="Folder of `modcut cut` (default: found here).")] = None,
+    k: Annotated[int, typer.Option(help="Number of modules, where they are found here.")] = 8,
+    data: Annotated[Path | None, typer.Option(help="Text to observe the model on (default: built in).")] = None,
+    mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "mean",
+    controls: Annotated[int, typer.Option(help="Random modules per module.")] = 16,
+    steps: Annotated[int, typer.Option(help="Stretches of depth; 0 for none.")] = 12,
+    follow: Annotated[int, typer.Option(help="Step through so many of the strongest modules.")] = 4,
+    windows: Annotated[int, typer.Option(help="Text windows to observe.")] = 24,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
+    out: Annotated[Path, typer.Option(help="JSON to write; an .html page beside it.")] = Path("trace.json"),
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+) -> None:
+    """Follow the next token through the modules: what it becomes without each, beside random modules."""
+    import modcut
+    from modcut.judging import Bench
+    from modcut.loading import load_model
+
+    bench = Bench(load_model(model), partition, k, data, windows, length, seed)
+    answer = None if target is None else int(bench.tokenizer.encode(target)[0])
+    t = modcut.trace(
+        bench.model, bench.prompt(prompt), bench.P, target=answer, mode=cast(Any, mode),
+        reference=None if mode == "zero" else bench.data, controls=controls, seed=seed, tokenizer=bench.tokenizer,
+        steps=steps, follow=follow, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    t.save(out)
+    page = modcut.report(out.with_suffix(".html"), trace=t, title="modcut trace")
+    typer.echo(f"{t}\nwrote {out} and {page}")
+
+
+@app.command()
+def compare(
+    harmless: Annotated[str, typer.Argument(help="The model to compare with.")],
+    harmful: Annotated[str, typer.Argument(help="The model in question, a relative of the first.")],
+    partition: Annotated[Path | None, typer.Option(help="Folder of `modcut cut` (default: found here).")] = None,
+    k: Annotated[int, typer.Option(help="Number of modules, where they are found here.")] = 8,
+    data: Annotated[Path | None, typer.Option(help="Text to observe the models on (default: built in).")] = None,
+    controls: Annotated[int, typer.Option(help="Random modules per module.")] = 32,
+    windows: Annotated[int, typer.Option(help="Text windows.")] = 24,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
+    out: Annotated[Path, typer.Option(help="JSON to write; an .html page beside it.")] = Path("compare.json"),
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+) -> None:
+    """Compare two relatives module by module: weights, usage, and what breaks without the module."""
+    import modcut
+    from modcut.judging import Bench
+    from modcut.loading import load_model
+
+    bench = Bench(load_model(harmful), partition, k, data, windows, length, seed)
+    d = modcut.compare(
+        load_model(harmless).model, bench.model, bench.P, bench.data, controls=controls, seed=seed,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    d.save(out)
+    page = modcut.report(out.with_suffix(".html"), comparison=d, title="modcut compare")
+    typer.echo(f"{d}\nwrote {out} and {page}")
+
+
+@app.command()
+def audit(
+    model: Annotated[str | None, typer.Argument(help="package.module:build, a folder, a file, or smollm2.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check this saved audit again (with MODEL: its digest).")] = None,
+    concept: Annotated[
+        list[Path] | None, typer.Option(help="JSON of a concept; may be repeated (default: those in the package).")
+    ] = None,
+    harmless: Annotated[str | None, typer.Option(help="A harmless relative to compare the use with.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="JSON of a Calibration fitted on known models.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Exit status 1 where it holds: 'p_harm>0.5'.")
+    ] = None,
+    partition: Annotated[Path | None, typer.Option(help="Folder of `modcut cut` (default: found here).")] = None,
+    k: Annotated[int, typer.Option(help="Number of modules, where they are found here.")] = 8,
+    data: Annotated[Path | None, typer.Option(help="Text to observe the model on (default: built in).")] = None,
+    controls: Annotated[int, typer.Option(help="Random partitions, at least 19.")] = 99,
+    prior: Annotated[float, typer.Option(help="Probability of harm before the audit.")] = 0.5,
+    windows: Annotated[int, typer.Option(help="Text windows.")] = 24,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
+    out: Annotated[Path, typer.Option(help="JSON to write; the claims go beside it first.")] = Path("audit.json"),
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+) -> None:
+    """Declare claims about harmful concepts, test them beside controls, and write a verdict that re-verifies."""
+    from modcut.judging import Bench, audit_model, holds, read_condition
+    from modcut.loading import load_model
+
+    if fail_on is not None:
+        read_condition(fail_on)  # a mistake is refused before the long run
+    if verify is not None:
+        from modcut.auditing import verify as check
+
+        problems = check(verify, None if model is None else load_model(model).model)
+        typer.echo("\n".join(problems) if problems else f"{verify} holds: digests, p-values, verdicts and p_harm")
+        if problems or (fail_on is not None and holds(fail_on, json.loads(verify.read_text(encoding="utf-8")))):
+            raise typer.Exit(1)
+        return
+    if model is None:
+        raise typer.BadParameter("audit needs MODEL, or --verify with a saved audit")
+    bench = Bench(load_model(model), partition, k, data, windows, length, seed)
+    result = audit_model(
+        bench, concepts=concept or (), harmless=None if harmless is None else load_model(harmless),
+        calibration=calibration, controls=controls, prior=prior, seed=seed, out=out, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    typer.echo(f"wrote {out}")
+    if fail_on is not None and holds(fail_on, result):
+        typer.echo(f"failed: {fail_on}")
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     files: Annotated[
         list[Path],

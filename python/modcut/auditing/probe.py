@@ -29,8 +29,11 @@ def ranks_above(scores: Tensor, positive: Tensor) -> Tensor:
 def decode(features: Tensor, positive: Tensor, shuffles: int = 0, seed: int = 0) -> tuple[float, NDArray[np.float64]]:
     """Return the AUROC of a linear probe on examples it was not fitted on, and the same for shuffled labels.
 
-    Kernel ridge regression on standardised features, leave-one-out. The centre is that of the other examples: with a
-    common centre the example left out lies opposite to the rest, which lifts the AUROC of pure noise to .59.
+    Kernel ridge regression on standardised features. Where there are as many positives as negatives, the i-th of either
+    are a pair: they are held out together, and shuffling trades their labels. Pairs that differ in the concept alone
+    are near twins, and a twin left in the fit with the other label would push the AUROC far below one half. Otherwise
+    examples are left out one by one. The centre is that of the examples in the fit: with a common centre the example
+    left out lies opposite to the rest, which lifts the AUROC of pure noise to .59.
 
     Args:
         features: float [n, d].
@@ -51,19 +54,36 @@ def decode(features: Tensor, positive: Tensor, shuffles: int = 0, seed: int = 0)
         return 0.5, np.full(shuffles, 0.5)
     rng = np.random.default_rng([seed, n])
     truth = positive.cpu()
-    labels = torch.stack([truth, *(truth[torch.from_numpy(rng.permutation(n))] for _ in range(shuffles))], dim=1)
+    group = _groups(truth)
+    labels = torch.stack([truth, *(_shuffled(truth, group, rng) for _ in range(shuffles))], dim=1)
     y = labels.double() * 2 - 1
-    # One centred kernel per example left out, its row and column masked.
-    out = torch.eye(n, dtype=torch.float64)
-    weight = (1 - out) / (n - 1)
-    rows = weight @ kernel  # [i, b]: mean over the others of K(., b)
+    # One centred kernel per group left out, its rows and columns masked.
+    kept = (group[None] != torch.arange(int(group.max()) + 1)[:, None]).double()  # [g, n]
+    weight = kept / kept.sum(1, keepdim=True)
+    rows = weight @ kernel  # [g, b]: mean over the fit of K(., b)
     centred = kernel - rows[:, None] - rows[:, :, None] + (rows * weight).sum(1)[:, None, None]
-    kept = 1 - out
-    inner = centred * kept[:, :, None] * kept[:, None, :] + _RIDGE * size * out
+    inner = centred * kept[:, :, None] * kept[:, None, :] + _RIDGE * size * torch.eye(n, dtype=torch.float64)
     alpha = torch.linalg.solve(inner, y[None] * kept[:, :, None])
-    scores = torch.einsum("ij,ijm->im", torch.diagonal(centred, dim1=0, dim2=1).T * kept, alpha)
+    own = torch.arange(n)
+    scores = torch.einsum("ij,ijm->im", centred[group, own] * kept[group], alpha[group])
     found = ranks_above(scores, labels).numpy()
     return float(found[0]), found[1:]
+
+
+def _groups(positive: Tensor) -> Tensor:
+    """Which examples are held out together, int64 [n]."""
+    if 2 * int(positive.sum()) != len(positive):
+        return torch.arange(len(positive))
+    group = torch.empty(len(positive), dtype=torch.int64)
+    for side in (positive, ~positive):
+        group[side] = torch.arange(len(positive) // 2)
+    return group
+
+
+def _shuffled(positive: Tensor, group: Tensor, rng: np.random.Generator) -> Tensor:
+    if int(group.max()) + 1 == len(positive):
+        return positive[torch.from_numpy(rng.permutation(len(positive)))]
+    return positive ^ torch.from_numpy(rng.random(len(positive) // 2) < 0.5)[group]
 
 
 __all__ = ["decode", "ranks_above"]
