@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -106,6 +107,8 @@ def main() -> None:
     print(f"{kind} equal on rank {dist.get_rank()}", flush=True)
     dist.barrier()  # nobody leaves while another still waits for a message
     dist.destroy_process_group()
+    # gloo may leave a running thread behind (seen under tensor parallel), which would abort the interpreter's exit
+    os._exit(0)
 
 
 if __name__ == "__main__":
