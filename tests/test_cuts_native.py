@@ -150,7 +150,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
         flow(settings=settings)
 
 
-def test_long_augmenting_turns_into_push_relabel() -> None:
+def test_one_flow_over_rows_does_not_crawl() -> None:
     """Parallel chains of random capacities, cross-linked (Washington's random level graphs): blocking flows crawl."""
     rng, width, levels = np.random.default_rng(0), 16, 300
     n = width * levels + 2

@@ -125,8 +125,7 @@ py::dict max_flow(int64_t n, const py::list& blocks, const py::object& csr, int6
     py::object value = g.integral ? py::object(py::int_(r.value.integer)) : py::object(py::float_(r.value.value));
     py::object lower = g.integral ? py::object(py::int_(r.lower_int)) : py::object(py::float_(r.lower));
     return py::dict("value"_a = value, "lower"_a = lower, "exact"_a = r.exact, "pulses"_a = r.phases, "work"_a = r.work,
-                    "representation"_a = r.representation,
-                    "flow"_a = set.kind == FlowKind::push_relabel || r.fallbacks ? "push_relabel" : "augment",
+                    "representation"_a = r.representation, "flow"_a = r.push_relabel ? "push_relabel" : "augment",
                     "seconds"_a = since(start));
 }
 
@@ -240,6 +239,8 @@ void cut_values(int64_t n, const py::list& blocks, const py::object& csr, const 
     settings_of(settings, g);
     const Array l = vector_of(labels, "labels", n, {Kind::i64});
     const Array o = vector_of(out, "out", -1, {Kind::f64});
+    if (o.shape[0] >= int64_t(1) << 31)  // no such array exists; sums of that many labels would not fit in memory
+        throw py::value_error("out must have fewer than 2^31 entries, got " + std::to_string(o.shape[0]));
     py::gil_scoped_release release;
     SignalPoll poll;
     cpu::cut_values(g, static_cast<const int64_t*>(l.data), o.shape[0], static_cast<double*>(o.data), poll);

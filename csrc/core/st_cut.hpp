@@ -215,7 +215,8 @@ struct FlowReport {
     double lower = 0;
     int64_t lower_int = 0;
     bool exact = false;
-    int64_t phases = 0, work = 0, fallbacks = 0;
+    int64_t phases = 0, work = 0;
+    bool push_relabel = false;  // chosen, or taken over to
     const char* representation = "";
 };
 
@@ -242,8 +243,14 @@ FlowReport st_cut(const GraphView& g, const Degrees& deg, int64_t s, int64_t t, 
         for (int32_t x : cut.side) side[x] = 1;
     if (swapped)
         for (int64_t x = 0; x < g.n; ++x) side[x] = !side[x];
-    return {cut.upper,       cut.lower,     cut.lower_int,    solver.proven(cut),
-            solver.phases(), solver.work(), solver.fallbacks, Arcs::kName};
+    return {cut.upper,
+            cut.lower,
+            cut.lower_int,
+            solver.proven(cut),
+            solver.phases(),
+            solver.work(),
+            kind == FlowKind::push_relabel || solver.fallbacks > 0,
+            Arcs::kName};
 }
 
 }  // namespace modcut
