@@ -321,3 +321,38 @@ def test_training_without_the_other_core_makes_it_unnecessary():
         pass
     with pytest.raises(ValueError, match="modules must be between"), without_others(model, P, 0, 3):
         pass
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_tree_of_windows_cuts_between_kinds_and_is_a_star_without_them(k):
+    from modcut.skills import window_tree
+
+    z, kind = planted(k, windows=120)
+    T = window_tree(z)
+    found = T.labels()
+    assert int(found.max()) + 1 == k and adjusted_rand(found, kind) == 1.0
+    assert adjusted_rand(T.labels(k), kind) == 1.0 and max(T.conductance[: k - 1]) < 0.05
+    g = torch.Generator().manual_seed(0)
+    mixed = z.gather(0, torch.rand(z.shape, generator=g).argsort(0))
+    assert int(window_tree(mixed).labels().max()) == 0
+    # The certificate, against a flow that is not the tree's: the best edge is a minimum cut of its two ends.
+    import networkx as nx
+
+    G = T.tree.to_networkx()
+    edge = int(T.edges[0])
+    assert G.number_of_edges() == 119 and nx.is_tree(G)
+    assert float(T.tree.weight[edge]) == pytest.approx(float(T.tree.lower[edge]))
+
+
+def test_the_tree_of_windows_refuses_what_it_cannot_read():
+    from modcut.skills import window_tree
+
+    z, _ = planted(2)
+    for bad, words in ((z[:10], "at least 16 windows"), (z * float("nan"), "finite matrix")):
+        with pytest.raises(ValueError, match=words):
+            window_tree(bad)
+    with pytest.raises(ValueError, match="neighbours must be between"):
+        window_tree(z, neighbours=1000)
+    with pytest.raises(ValueError, match="k must be between 1"):
+        window_tree(z).labels(0)
+    assert int(window_tree(torch.zeros(40, 8)).labels().max()) == 0  # windows all alike: one kind

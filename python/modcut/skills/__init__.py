@@ -6,5 +6,17 @@ from modcut.skills.evidence import Evidence, judge
 from modcut.skills.hierarchy import Skill, hierarchy
 from modcut.skills.kinds import Kinds, window_kinds
 from modcut.skills.separate import cores, without_others
+from modcut.skills.window_tree import WindowTree, window_tree
 
-__all__ = ["Evidence", "Kinds", "Skill", "cores", "hierarchy", "judge", "window_kinds", "without_others"]
+__all__ = [
+    "Evidence",
+    "Kinds",
+    "Skill",
+    "WindowTree",
+    "cores",
+    "hierarchy",
+    "judge",
+    "window_kinds",
+    "window_tree",
+    "without_others",
+]

@@ -115,7 +115,7 @@ def window_kinds(
     if k is None and windows < FEWEST:
         return _one(z, f"{windows} windows are too few to tell kinds apart (at least {FEWEST} are needed)")
     rng = np.random.default_rng(seed)
-    values, vectors = _leading(x, 2 * max(max_k, k or 0))
+    values, vectors = leading(x, 2 * max(max_k, k or 0))
     spectrum = (values / max((x**2).sum(), 1e-300)).tolist()
     if k == 1:
         return _one(z, "asked for", {}, spectrum)
@@ -157,7 +157,7 @@ def _one(
     return Kinds(1, label, strength or {}, spectrum or [], 1.0, reason, torch.zeros(z.shape[1], 0), torch.zeros(1, 0))
 
 
-def _leading(x: Array, count: int) -> tuple[Array, Array]:
+def leading(x: Array, count: int) -> tuple[Array, Array]:
     """Leading eigenvalues of x x^T and the unit directions they belong to, [count] and [units, count]."""
     x = x - x.mean(0)  # half of the windows has means of its own
     values, left = np.linalg.eigh(x @ x.T)
@@ -172,7 +172,7 @@ def _strengths(x: Array, highest: int, rng: np.random.Generator, splits: int) ->
     for _ in range(splits):
         order = rng.permutation(len(x))
         a, b = x[order[: len(x) // 2]], x[order[len(x) // 2 :]]
-        da, db = _leading(a, 2 * highest)[1], _leading(b, 2 * highest)[1]
+        da, db = leading(a, 2 * highest)[1], leading(b, 2 * highest)[1]
         for k in total:
             if min(da.shape[1], db.shape[1]) < k - 1:
                 continue
