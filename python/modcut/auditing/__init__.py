@@ -8,6 +8,7 @@ from modcut.auditing.compare import Comparison, Function, ModuleChange, compare
 from modcut.auditing.concepts import ConceptHits, ConceptScore, find_concept
 from modcut.auditing.controls import Effect, beside_controls, random_modules
 from modcut.auditing.decision import Decision
+from modcut.auditing.edit import ablate_interface, bake
 from modcut.auditing.effects import EffectRow, EffectTable, effect_table
 from modcut.auditing.examples import Concept, concept_sets, load_concept
 from modcut.auditing.trace import ModuleEffect, Step, Trace, trace
@@ -32,7 +33,9 @@ __all__ = [
     "Trace",
     "Verdict",
     "ablate",
+    "ablate_interface",
     "audit",
+    "bake",
     "beside_controls",
     "compare",
     "concept_sets",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from contextlib import ExitStack
 from types import TracebackType
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from modcut import _batches
 from modcut.auditing._vertices import Which, vertices_of
-from modcut.graph.interventions import Mode, Reference, collect_reference, reachable, replace
+from modcut.graph.interventions import Mode, Reference, collect_reference, reachable, replace, tap_key
 from modcut.graph.types import WeightGraph
 from modcut.partition import Partition
 
@@ -43,9 +44,11 @@ class Ablation:
         seed: int,
         outputs: bool,
         taps: Collection[str] | None,
+        positions: slice | None = None,
     ) -> None:
         self.model, self.graph, self.mode, self.scale, self.seed = model, P.graph, mode, scale, seed
         self.taps = None if taps is None else frozenset(taps)
+        self.positions = positions
         self.units = vertices_of(P, modules)
         """int64 [m]: the vertices that were asked for."""
         self.reached = reachable(P.graph, self.units, outputs=outputs)
@@ -86,6 +89,7 @@ class Ablation:
                     scale=self.scale,
                     seed=self.seed,
                     taps=self.taps,
+                    positions=self.positions,
                 )
             )
             self._active.append(stack.pop_all())
@@ -108,6 +112,7 @@ class Ablation:
             "not_reached": self.not_reached.tolist(),
             "by_space": {name: units.tolist() for name, units in self.by_space.items()},
             "taps": None if self.taps is None else sorted(self.taps),
+            "tokens": None if self.positions is None else [self.positions.start, self.positions.stop],
         }
 
     def __str__(self) -> str:
@@ -127,6 +132,8 @@ def ablate(
     seed: int = 0,
     outputs: bool = False,
     taps: Collection[str] | None = None,
+    layers: range | None = None,
+    tokens: slice | None = None,
 ) -> Ablation:
     """Replace the activations of modules in every forward pass inside a ``with`` block.
 
@@ -159,6 +166,9 @@ def ablate(
             ``resample`` run through the samples in order, however they are batched.
         outputs: also replace the model's outputs (logits), which are left alone by default.
         taps: keys (``module:side``) of the taps to act at; all by default.
+        layers: act only in the layers of these numbers (the first number in a submodule's name: ``h.3.mlp`` is in 3).
+        tokens: act only at these positions, a slice of the time axis of every forward pass. With a cache a generated
+            token is a pass of its own with one position.
 
     Returns:
         An :class:`Ablation` with ``units``, ``reached``, ``not_reached``, ``by_space``.
@@ -183,15 +193,27 @@ def ablate(
             "model must not be compiled: compiled code may not see hooks; ablate and run the module inside it "
             "(model._orig_mod)"
         )
+    if tokens is not None and not isinstance(tokens, slice):
+        raise TypeError(f"tokens must be a slice of positions, got {type(tokens).__name__}")
     model = _batches.unwrap(model)
     check_fits(model, P.graph)
-    ablation = Ablation(model, P, modules, mode, reference, scale, seed, outputs, taps)
+    if layers is not None:
+        inside = {tap_key(t) for t in P.graph.taps if (n := _layer(t.module)) is not None and n in layers}
+        if not inside:
+            raise ValueError(f"layers must name layers of the model, {layers} holds none")
+        taps = inside if taps is None else inside & set(taps)
+    ablation = Ablation(model, P, modules, mode, reference, scale, seed, outputs, taps, tokens)
     if not ablation.reached.numel():
         raise ValueError(
             f"none of the {ablation.units.numel()} vertices named by modules can be replaced: no tap carries them, or "
             "they are the model's outputs (outputs=True would replace those)"
         )
     return ablation
+
+
+def _layer(module: str) -> int | None:
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
+    return None if found is None else int(found[1])
 
 
 def check_fits(model: nn.Module, graph: WeightGraph) -> None:

@@ -315,6 +315,7 @@ def replace(
     scale: float = 0.0,
     seed: int = 0,
     taps: Collection[str] | None = None,
+    positions: slice | None = None,
 ) -> Iterator[None]:
     """Replace the activations of ``vertices`` in every forward pass inside the ``with`` block.
 
@@ -333,9 +334,11 @@ def replace(
         scale: See ``scale`` and ``noise``.
         seed: Seed of the draws.
         taps: Keys (:func:`tap_key`) of the taps to act at; every tap that carries a vertex by default.
+        positions: Of the time axis of activations [samples, time, size]; all by default.
 
     Raises:
-        ValueError: unknown mode; a vertex outside the graph; mean or resample without a reference; a graph of another
+        ValueError: unknown mode; activations without a time axis where ``positions`` are given; a vertex outside the
+            graph; mean or resample without a reference; a graph of another
             model.
     """
     if mode not in get_args(Mode):
@@ -376,7 +379,18 @@ def replace(
         return values
 
     def visitor(site: Site) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.where(site.along(site.where, x), changed(site, x), x)
+        return lambda x: torch.where(site.along(site.where, x) & span(x, site), changed(site, x), x)
+
+    def span(x: Tensor, site: Site) -> Tensor:
+        if positions is None:
+            return torch.ones((), dtype=torch.bool, device=x.device)
+        if x.ndim != 3 or site.tap.dim != -1:
+            raise ValueError(
+                f"positions need activations [samples, time, size], {tap_key(site.tap)!r} has {list(x.shape)}"
+            )
+        here = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+        here[positions] = True
+        return here[None, :, None]
 
     where = [site for site in sites(graph, chosen) if taps is None or tap_key(site.tap) in taps]
     forget = model.register_forward_pre_hook(LocalHook(lambda *_: picked.clear()))
