@@ -11,6 +11,7 @@ from modcut.auditing.decision import Decision
 from modcut.auditing.edit import ablate_interface, bake
 from modcut.auditing.effects import EffectRow, EffectTable, effect_table
 from modcut.auditing.examples import Concept, concept_sets, load_concept
+from modcut.auditing.passage import PassageTrace, TokenEffects, trace_passage
 from modcut.auditing.trace import ModuleEffect, Step, Trace, trace
 from modcut.auditing.verdict import Finding, Verdict, audit, verify
 
@@ -29,7 +30,9 @@ __all__ = [
     "Function",
     "ModuleChange",
     "ModuleEffect",
+    "PassageTrace",
     "Step",
+    "TokenEffects",
     "Trace",
     "Verdict",
     "ablate",
@@ -44,5 +47,6 @@ __all__ = [
     "load_concept",
     "random_modules",
     "trace",
+    "trace_passage",
     "verify",
 ]

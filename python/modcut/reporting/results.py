@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modcut.reporting import svg
+from modcut.reporting.heat import level, visible
 from modcut.reporting.views import effect_row, read_table
 
 # Longer lists (curves, vertex ids) stay in the JSON; a reader of a page wants figures.
@@ -59,6 +60,8 @@ def section(name: str, title: str, result: Mapping[str, Any], *, text: str = "")
 
 def trace_section(name: str, title: str, t: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section of a trace: the decision, every module's effect beside its controls, and the way in depth."""
+    if t.get("kind") == "passage":
+        return _passage(name, title, t)
     if t.get("kind") != "trace" or not isinstance(t.get("decision"), Mapping):
         return section(name, title, t)
     d, modules = t["decision"], t.get("modules") or []
@@ -102,6 +105,37 @@ def trace_section(name: str, title: str, t: Mapping[str, Any]) -> dict[str, Any]
     skipped = "; ".join(f"module {m}: {why}" for m, why in (t.get("skipped") or {}).items())
     out["text"] = f"Not measured: {skipped}." if skipped else ""
     return out
+
+
+def _passage(name: str, title: str, t: Mapping[str, Any]) -> dict[str, Any]:
+    """Every token of a passage inked by what it loses without a module, beyond the mean of the random modules."""
+    losses = {m["module"]: [0.0, *(max(0.0, -c) for c in m["change"])] for m in t["modules"]}
+    top = max((max(x) for x in losses.values()), default=0.0)
+    lines = []
+    for m in t["modules"]:
+        loss = losses[m["module"]]
+        worst = max(range(len(loss)), key=lambda i: loss[i])
+        random = -m["control_mean"][worst - 1] if worst else 0.0
+        lines.append(
+            {
+                "tokens": [(visible(w), level(a, top), a) for w, a in zip(t["tokens"], loss, strict=True)],
+                "at": worst, "times_mean": None, "share": None,
+                "slice": f"module {m['module']}: most {loss[worst]:.3g} (random modules {random:.3g})",
+            }
+        )  # fmt: skip
+    rows = [
+        {
+            "token": visible(w), "log-probability": t["log_probability"][i],
+            **{f"module {m['module']}": m["change"][i] for m in t["modules"]},
+            "beyond all random": ", ".join(str(m["module"]) for m in t["modules"] if i + 1 in m["beyond"]),
+        }
+        for i, w in enumerate(t["tokens"][1:])
+    ]  # fmt: skip
+    return {
+        "id": name, "title": title, "heats": lines, "tables": [_titled("Every token", rows[:ROWS])] if rows else [],
+        "text": "Ink: what a token's log-probability loses without the module; one scale for all modules.",
+        "record": record_entries(t.get("record") or {}),
+    }  # fmt: skip
 
 
 def _bubble(e: Mapping[str, Any]) -> dict[str, Any]:

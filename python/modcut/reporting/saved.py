@@ -98,9 +98,8 @@ def _read(path: Path) -> dict[str, Any]:
         if value.get("kind") == "partition_view":
             split = {k: value[k] for k in ("significance", "tree") if value.get(k)}
             return {"partition": {k: v for k, v in value.items() if k not in split}, **split}
-        name = {"trace": "trace", "effect_table": "effects", "comparison": "comparison", "CutTree": "tree"}.get(
-            str(value.get("kind"))
-        )
+        names = {"trace": "trace", "passage": "trace", "effect_table": "effects", "comparison": "comparison"}
+        name = (names | {"CutTree": "tree"}).get(str(value.get("kind")))
         if name is not None:
             return {name: [dict(value)] if name == "trace" else dict(value)}
         if isinstance(value.get("columns"), list) and isinstance(value.get("rows"), list):
