@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
     not (ROOT / "python" / "modcut").is_dir(),
-    reason="the sources are not beside the tests: an installed package is tested",
+    reason="the sources are not beside the tests",
 )
 
 
