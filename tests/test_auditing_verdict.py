@@ -115,6 +115,12 @@ def test_with_a_harmless_relative_only_what_it_lacks_counts():
     assert same.p_harm < 0.1 and verify(same.to_dict()) == ()
 
 
+def test_an_effect_beyond_all_controls_that_is_too_small_to_matter_is_no_harm():
+    model, P = wide()
+    v = audit(model, P, harmful_and_not()[:1], least=100.0)
+    assert v.finding("used:A").verdict == "unsupported" and v.p_harm < 0.1 and verify(v.to_dict()) == ()
+
+
 def test_what_removal_costs_stands_beside_random_modules():
     model, P = wide()
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
@@ -156,6 +162,7 @@ def test_the_bound_is_conservative_and_the_curve_is_calibrated_on_known_models()
         (harmful_and_not(), {"data": []}, "at least one batch"),
         (harmful_and_not(), {"harmless": nn.Linear(2, 2)}, "same architecture"),
         ([harmful_and_not()[0]] * 2, {}, "different names"),
+        (harmful_and_not(), {"least": -1.0}, "least must be"),
     ],
 )
 def test_bad_input_is_named(concepts, kwargs, words):
