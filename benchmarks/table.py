@@ -43,7 +43,7 @@ def origin(data: dict[str, Any]) -> list[str]:
     commits = ", ".join(c[:9] for c in at)
     return [
         f"`{data['command']}`; {stamp.get('cpu')}, {versions}; seed {stamp['seed']}; commit {commits}; "
-        f"the machine's load was {load:.1f} at most.",
+        f"the machine's load was {load:.1f} at most." + (f" Note: {data['note']}." if "note" in data else ""),
         "",
     ]
 
