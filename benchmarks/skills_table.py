@@ -169,7 +169,7 @@ def smollm2() -> list[str]:
     if "specialisation" not in r:
         return [*out, f"Ablation: {r['ablation']}.", ""]
     s = r["specialisation"]
-    out += [f"Cores of {100 * r['share']:.0f} % of every module; TV {s['tv']:.2f}, random {s['random_mean']:.2f}, p = {s['p']:.2f}; own share {s['own']:.2f}, p = {s['p_own']:.2f}.", ""]  # fmt: skip
+    out += [f"Cores of {100 * r['share']:.0f} % of every module; TV {s['tv']:.2f}, random {s['random_mean']:.2f}, p = {s['p']:.2f} (with {len(s['random_tv'])} random partitions).", ""]  # fmt: skip
     names = ("prose", "code", "German", "arithmetic")
     for c, (name, damage) in enumerate(s["damage"].items()):
         mine = " and ".join(names[i] for i, kind in enumerate(r["sources"]) if kind == c)
