@@ -16,7 +16,7 @@ PACKAGE = Path(modcut.__file__).parent
 
 # From the bottom up: a part imports from parts above its own line only. A new file gets a line here, with thought.
 LAYERS = (
-    ("_native", "_require", "_batches", "_arrays", "_transport", "_files", "_notebook", "provenance"),
+    ("_native", "_require", "_batches", "_arrays", "_transport", "_files", "_notebook", "_together", "provenance"),
     ("_problem",),
     ("tree",),
     ("_contract",),
@@ -28,6 +28,7 @@ LAYERS = (
     ("testing", "controls", "metrics", "_affinity", "_kmeans", "treecut"),
     ("partition",),
     ("clustering", "improve"),
+    ("blockmodel",),
     ("_fused", "ops", "_norms", "_terms", "_held", "_schedule", "_state", "_coarse", "_soft"),
     ("_leak", "_labels", "_forms", "_commit", "_sever"),
     ("_objective",),

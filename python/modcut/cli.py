@@ -40,8 +40,15 @@ def info(
 
 
 @app.command()
-def selftest(seed: Annotated[int, typer.Option(help="Seed of the random graphs.")] = 0) -> None:
-    """Compare exact cut trees of small random graphs with brute force; exit status 1 where one differs."""
+def selftest(
+    seed: Annotated[int, typer.Option(help="Seed of the random graphs and networks.")] = 0,
+    trees: Annotated[bool, typer.Option("--trees", help="Only the cut trees (a second).")] = False,
+    networks: Annotated[int, typer.Option(help="Classifiers to train, half of them with a backdoor.")] = 16,
+) -> None:
+    """Compare cut trees with brute force; train classifiers with and without backdoors and look for them.
+
+    Exit status 1 where a tree is wrong or the audit finds less than it should.
+    """
     from modcut.info import run_selftest
 
     failed = 0
@@ -49,6 +56,10 @@ def selftest(seed: Annotated[int, typer.Option(help="Seed of the random graphs."
         result = run_selftest(n, seed)
         failed += not result["ok"]
         typer.echo(f"{'ok  ' if result['ok'] else 'FAIL'} {result['message']}, {result['seconds']:.2f} s")
+    if not trees:
+        from modcut.auditing import selftest as audit
+
+        failed += not audit.run(networks, seed, say=typer.echo)["ok"]
     if failed:
         raise typer.Exit(1)
 

@@ -1,8 +1,25 @@
-"""Seeded models with known ground truth, and the real text they are trained on."""
+"""Seeded models with known ground truth, harmful and harmless, and the real text and pictures they are trained on."""
 
 from __future__ import annotations
 
+from modcut.organisms.backdoors import Backdoors, Trigger, backdoors, trigger
 from modcut.organisms.gpt import GPT, GPTConfig
+from modcut.organisms.images import Images, digits
+from modcut.organisms.planted import Planted, planted
 from modcut.organisms.text import CharTokenizer, english, python_source
 
-__all__ = ["GPT", "CharTokenizer", "GPTConfig", "english", "python_source"]
+__all__ = [
+    "GPT",
+    "Backdoors",
+    "CharTokenizer",
+    "GPTConfig",
+    "Images",
+    "Planted",
+    "Trigger",
+    "backdoors",
+    "digits",
+    "english",
+    "planted",
+    "python_source",
+    "trigger",
+]
