@@ -229,6 +229,14 @@ class Maker:
         size = max(size + self.rng.choice([-1, 1]), 0) if self.chance(0.02) else size
         return self.capsule(np.zeros(size, dtype=wrong_kind), self.chance(0.02), guarded=True)
 
+    def anchor(self, n: int, blocks: Any) -> Any:
+        """The graph that a proof came from: none, this one again, another one, or no graph at all."""
+        kind = self.rng.choice(["f4", "f8", "i8"])
+        before = blocks if self.chance(0.6) else self.blocks(n, kind)
+        nu = self.rng.choice([0.0, 0.5, 1.0, 2.0, 2.1, -1.0, math.nan, math.inf, 1, "x", None])
+        made = (before, self.capsule(self.values((n,), "f8"), self.chance(0.03)), nu)
+        return self.rng.choice([None, None, made, made, made, made, made[:2], list(made), 3])
+
     def graph(self) -> tuple[Any, list[Any], Any, int]:
         n = self.rng.choice([0, 1, 2, 3, 5, 8, 13, 20, 30])
         kind = self.rng.choice(["f4", "f8", "i8"])
@@ -241,23 +249,30 @@ def call(seed: int, number: int) -> str:
     """Make call ``number``; returns what came of it, raises where that is a failure."""
     rng = random.Random(f"{seed}/{number}")
     make = Maker(rng)
-    which = rng.choice(["flow", "tree", "tree", "flow", "values", "degree"])
+    which = rng.choice(["flow", "tree", "tree", "flow", "values", "degree", "recertify", "recertify"])
     n_said, blocks, csr, n = make.graph()
     try:
         if which == "flow":
             s, t = make.integer(rng.randint(0, max(n - 1, 0))), make.integer(rng.randint(0, max(n - 1, 0)))
             native.max_flow(n_said, blocks, csr, s, t, make.output(n, "u1"), make.settings())
-        elif which == "tree":
+        elif which in ("tree", "recertify"):
             parent = make.output(n, "i8")
             held = make.outputs[-1] if make.outputs else None
-            outs = [make.output(n, "f8"), make.output(n, "f8"), make.output(n, "u1")]
+            outs = [parent, make.output(n, "f8"), make.output(n, "f8"), make.output(n, "u1")]
             settings = make.settings()
-            native.gomory_hu(n_said, blocks, csr, parent, *outs, settings)
+            if which == "tree":
+                native.gomory_hu(n_said, blocks, csr, *outs, settings)
+            else:
+                guess = make.capsule(make.values((n,), "f8"), make.chance(0.03))
+                made = native.recertify(
+                    n_said, blocks, guess, make.anchor(n, blocks), make.chance(0.3), *outs, settings
+                )["made"]
             # An answer means that the output was good: then it is the first one that was made.
             assert held is not None
             arena, start, size = held
             found = arena[start : start + size].view(np.int64)
-            if n and (not ((found >= -1) & (found < n)).all() or int((found == -1).sum()) != 1):
+            whole = which == "tree" or made
+            if n and whole and (not ((found >= -1) & (found < n)).all() or int((found == -1).sum()) != 1):
                 raise AssertionError(f"no tree: {found.tolist()}")
         elif which == "values":
             labels = np.array([rng.randint(0, 3) for _ in range(n)], dtype="i8")
@@ -272,6 +287,8 @@ def call(seed: int, number: int) -> str:
         outcome = "refused"
     else:
         outcome = "answered"
+        if which == "recertify":
+            outcome = "answered" if made else "declined"
     if not make.untouched():
         raise AssertionError("wrote outside its outputs")
     return f"{which} {outcome}"
