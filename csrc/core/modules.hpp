@@ -177,7 +177,7 @@ inline ModuleProof prove_modules(const GraphView& g, const Degrees& deg, const s
         for (int32_t x : members) {
             Sum* row = exact.data() + int64_t(label[x]) * k;
             for_each_entry(g, x, [&](int64_t y, auto w) {
-                if (label[y] != label[x]) row[label[y]].add(double(w));
+                if (w > 0 && label[y] != label[x]) row[label[y]].add(double(w));
             });
         }
         for (size_t e = 0; e < q.size(); ++e) q[e] = exact[e].value();

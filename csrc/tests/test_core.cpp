@@ -572,6 +572,22 @@ void one_reading_finds_what_degrees_finds() {
     }
 }
 
+// Vertices that no edge touches lie between those of modules: in none of them, whatever is counted per module. (A wrong
+// index here shows under the address sanitizer only.)
+void modules_stand_beside_loners() {
+    for (int trial = 0; trial < 12; ++trial) {
+        const int64_t n = 60 + trial;
+        Matrix w = random_matrix(n, 0);
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < n; ++j) {
+                const double x = 0.5 + 0.5 * double((i * j + i + j) % 97) / 97;
+                w[i][j] = i == j || i % 11 == 10 || j % 11 == 10 ? 0 : i % 3 == j % 3 ? x : 1e-4 * x;
+            }
+        Graph g = dense(w, Scalar::f64);
+        check_induced(g, tree(g.view, {}), "three modules beside loners, n = " + text(n));
+    }
+}
+
 void trivial_sizes_work() {
     for (int64_t n : {0, 1, 2}) {
         Graph g = dense(random_matrix(n, 0), Scalar::f64);
@@ -662,6 +678,7 @@ int main(int argc, char** argv) {
     certificates_meet_their_premise(rounds / 6);
     scales_do_not_hang();
     one_reading_finds_what_degrees_finds();
+    modules_stand_beside_loners();
     trivial_sizes_work();
     known_graph_is_right();
     bad_input_is_refused();
