@@ -31,6 +31,16 @@ PLANTED_END = """\
 1.0 (to two places) at .5 is missed, and at these widths the oracle misses it too: a unit's own weights do not say where it belongs often enough. At rho 1 nothing is planted, and nothing is found.
 """
 
+TWO_TASKS = """\
+## T1: two tasks in one network
+
+`python benchmarks/audit_twotask.py --resume --out benchmarks/results/audit_twotask.json`: two pictures in, two labels out, one trunk, 32 nets a row; `mix` says how much of both pictures every input carries. Module i is what the loss of task i uses most. Gain: drop of the own task minus that of the other (Cohen's kappa), minus the same of 200 random modules. Removal: the own task below 10 % of its rate, the other down by less than .02. Both in the worst of zero, mean and resample ablation; targets .6 and .8.
+"""
+
+TWO_TASKS_END = """\
+The targets are met, and the third control says by what: where every output stays with its task, units dealt at *random* become as good a module once the net is cut and healed. Healing makes the module; the partition of the hidden units adds nothing here. In the nets as they were, no module removes its task without the other.
+"""
+
 BACKDOORS = """\
 ## T2: backdoored classifiers and hard negatives
 
@@ -69,6 +79,23 @@ def planted() -> list[str]:
         for r in load("audit_planted")["rows"]
     ]
     return [PLANTED, table(["rho", "block model", "spectral", "oracle", "target"], body), PLANTED_END]
+
+
+def two_tasks() -> list[str]:
+    body = [
+        [
+            f"{r['mix']:g}",
+            name,
+            between(gain["mean"], gain["interval"]),
+            between(removal["share"], removal["interval"]),
+            f"{arm['kappa']:.3f}",
+        ]
+        + [f"gain {r['verdict']['gain']}, removal {r['verdict']['removal']}" if name.startswith("modcut") else "-"]
+        for r in load("audit_twotask")["rows"]
+        for name, arm in r["arms"].items()
+        for gain, removal in [(arm["gain"]["worst"], arm["removal"]["worst"])]
+    ]
+    return [TWO_TASKS, table(["mix", "modules", "gain", "removal", "kappa intact", "target"], body), TWO_TASKS_END]
 
 
 def backdoors() -> list[str]:
@@ -113,7 +140,7 @@ def backdoors() -> list[str]:
 
 
 def page() -> str:
-    return "\n".join([HEAD, *planted(), *backdoors()]).rstrip() + "\n"
+    return "\n".join([HEAD, *planted(), *two_tasks(), *backdoors()]).rstrip() + "\n"
 
 
 def main() -> int:

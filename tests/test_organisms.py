@@ -11,8 +11,9 @@ from torch import nn
 from modcut._together import Together, draw_batches
 from modcut.blockmodel import fit_blocks
 from modcut.graph.types import WeightGraph
-from modcut.organisms import backdoors, digits, planted, trigger
+from modcut.organisms import backdoors, digits, planted, trigger, two_task
 from modcut.organisms.backdoors import KINDS, mlp
+from modcut.organisms.twotask import join, kappa
 from modcut.partition import adjusted_rand
 
 
@@ -204,3 +205,46 @@ def test_bad_block_models_are_refused(k, starts, words):
         fit_blocks(planted(0.5).graph, k, starts=starts)
     with pytest.raises(ValueError, match="rho must be"):
         planted(1.5)
+
+
+# two tasks ----------------------------------------------------------------------------------------
+
+
+def test_two_task_nets_name_both_pictures_however_they_are_mixed():
+    for mix in (0.0, 1.0):
+        b = two_task(2, mix, seed=3, steps=300, images="drawn", cache=False)
+        for i, model in enumerate(b.models()):
+            assert min(f(model) for f in b.measures(i).values()) > 0.9
+
+
+def test_mixed_pictures_are_a_rotation_and_splits_share_no_picture():
+    a, b = torch.rand(4, 64), torch.rand(4, 64)
+    torch.testing.assert_close(join(a, b, 0.0), torch.cat([a, b], 1))
+    torch.testing.assert_close(join(a, b, 1.0), torch.cat([a + b, b - a], 1) / 2**0.5)
+    torch.testing.assert_close(join(a, b, 0.3).norm(dim=1), torch.cat([a, b], 1).norm(dim=1))
+    nets = two_task(1, seed=0, steps=1, images="drawn", cache=False)
+    assert nets.order[0].sort().values.equal(torch.arange(1797))
+    assert [len(nets.reference(0)[0]), len(nets.test(0)[0])] == [300, 497]
+
+
+def test_a_two_task_net_does_not_depend_on_how_many_are_trained_with_it():
+    small, large = (two_task(n, 0.5, seed=1, steps=20, images="drawn", cache=False) for n in (1, 3))
+    assert torch.equal(small.order, large.order[:1])
+    for name, p in small.together.parameters.items():
+        torch.testing.assert_close(p, large.together.parameters[name][:1], rtol=1e-3, atol=1e-4)
+
+
+def test_kappa_is_none_for_constant_answers_and_one_for_right_ones():
+    truth = torch.arange(40) % 4
+    assert kappa(truth, truth) == pytest.approx(1.0)
+    assert kappa(torch.zeros(40, dtype=torch.int64), truth) == pytest.approx(0.0)
+    assert kappa((truth + 1) % 4, truth) < 0
+    sklearn = pytest.importorskip("sklearn.metrics")
+    guess = torch.where(torch.arange(40) < 25, truth, 0)
+    assert kappa(guess, truth) == pytest.approx(sklearn.cohen_kappa_score(truth, guess))
+
+
+@pytest.mark.parametrize(("kwargs", "words"), [({"n": 0}, "n must be at least 1"), ({"mix": 1.5}, "mix must be in")])
+def test_bad_two_task_populations_are_refused(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        two_task(**{"n": 1, "images": "drawn", "cache": False, **kwargs})

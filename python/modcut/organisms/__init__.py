@@ -7,6 +7,7 @@ from modcut.organisms.gpt import GPT, GPTConfig
 from modcut.organisms.images import Images, digits
 from modcut.organisms.planted import Planted, planted
 from modcut.organisms.text import CharTokenizer, english, python_source
+from modcut.organisms.twotask import TwoTask, two_task
 
 __all__ = [
     "GPT",
@@ -16,10 +17,12 @@ __all__ = [
     "Images",
     "Planted",
     "Trigger",
+    "TwoTask",
     "backdoors",
     "digits",
     "english",
     "planted",
     "python_source",
     "trigger",
+    "two_task",
 ]
