@@ -89,8 +89,8 @@ def two_tasks() -> list[str]:
             between(gain["mean"], gain["interval"]),
             between(removal["share"], removal["interval"]),
             f"{arm['kappa']:.3f}",
+            f"gain {r['verdict']['gain']}, removal {r['verdict']['removal']}" if name.startswith("modcut") else "-",
         ]
-        + [f"gain {r['verdict']['gain']}, removal {r['verdict']['removal']}" if name.startswith("modcut") else "-"]
         for r in load("audit_twotask")["rows"]
         for name, arm in r["arms"].items()
         for gain, removal in [(arm["gain"]["worst"], arm["removal"]["worst"])]
