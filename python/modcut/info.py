@@ -22,6 +22,7 @@ _OPTIONAL = (
     ("openai", "openai", "llm", "descriptions by a language model"),
     ("matplotlib", "matplotlib", "report", "pictures as SVG files"),
     ("lm-eval", "lm_eval", "eval", "capability tasks"),
+    ("triton", "triton", "triton", "the fused loss on a GPU"),
     ("cupy-cuda13x", "cupy", "cupy", "CuPy arrays as graphs"),
     ("igraph", "igraph", "bench", "baseline of the benchmarks, CutTree.to_igraph"),
     ("networkx", "networkx", "bench", "CutTree.to_networkx"),
@@ -41,6 +42,7 @@ def info(*, selftest: bool = True) -> dict[str, Any]:
         "native": _native(),
         "devices": _devices(),
         "triton": _triton(),
+        "kernels": _kernels(),
         "optional": _optional(),
         "selftest": run_selftest() if selftest else None,
     }
@@ -94,6 +96,15 @@ def _triton() -> dict[str, Any]:
         "version": version,
         "message": "present" if found else "not installed (CUDA builds of torch bring it; it is optional)",
     }
+
+
+def _kernels() -> list[str]:
+    try:
+        from modcut.ops import dispatch
+
+        return dispatch.lines()
+    except Exception as error:
+        return [f"not known: {error}"]
 
 
 def _optional() -> list[dict[str, Any]]:
@@ -174,6 +185,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
     for d in devices.get("devices", []):
         out.append(f"  {d['name']}, compute capability {d['capability']}, {d['memory_bytes'] / 2**30:.1f} GiB")
     out.append(f"  {'Triton':<14} {facts['triton']['version'] or ''} {facts['triton']['message']}")
+    out.append("kernels of the loss: the first line that fits")
+    out += [f"  {line}" for line in facts["kernels"]]
     out.append("optional packages")
     for row in facts["optional"]:
         state = row["version"] or f"missing: {row['install']}"

@@ -65,8 +65,11 @@ def gradient_of(
     return da * (weight.sign() if power == 1 else 2 * weight)
 
 
-def shrunk(weight: Tensor, scale: Tensor, row_label: Tensor, col_label: Tensor, step: float) -> Tensor:
-    """Return the weight after W_ij <- sign(W_ij) max(|W_ij| - step * s_j / r_i, 0) where c_i and c_j differ."""
+def shrunk(weight: Tensor, scale: Tensor, row_label: Tensor, col_label: Tensor, step: float | Tensor) -> Tensor:
+    """Return the weight after W_ij <- sign(W_ij) max(|W_ij| - step * s_j / r_i, 0) where c_i and c_j differ.
+
+    ``step``: one number, or one of every row, [rows, 1].
+    """
     _, r = leak_of(weight, scale, row_label, col_label)
     cross = (row_label[:, None] != col_label[None, :]) & (col_label >= 0)[None, :] & (r > 0)[:, None]
     cut = torch.where(cross, step * scale[None, :] / torch.where(r > 0, r, 1.0)[:, None], 0.0)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modcut.ops import dispatch, reference
 from modcut.ops.sums import check_weights, dtype_of, grads_of, sums_of, tiles
 
 torch.library.define(
@@ -173,6 +174,8 @@ def _share_rows(
 ) -> tuple[Tensor, Tensor]:
     dtype = dtype_of(weights)
     with torch.autocast(scales.device.type, enabled=False):
+        if dispatch.forced() == "reference":
+            return reference.share_rows([w.to(dtype) for w in weights], scales.to(dtype), row_labels, col_labels, power)
         sums = sums_of(weights, _tables(scales, col_labels, k, dtype), power)  # block sums of every row
         strength = sums.sum(1)
         inside = sums.gather(1, row_labels.clamp(min=0)[:, None])[:, 0]
