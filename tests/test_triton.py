@@ -28,7 +28,7 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("group", ["TestAnswers", "TestContract", "TestPlantedBugs", "interpreter"])
+@pytest.mark.parametrize("group", ["TestAnswers", "TestContract", "TestLoss", "TestPlantedBugs", "interpreter"])
 def test_under_the_interpreter(group: str) -> None:
     out = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_suite.py", "-k", group)
     assert " passed" in out and "failed" not in out

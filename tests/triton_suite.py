@@ -17,9 +17,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import hand_built
 from modcut import _fused
-from modcut.ops import reference, triton_share
+from modcut.loss import ModularityLoss
+from modcut.ops import reference, share_rows, triton_share
 from modcut.ops.triton_share import TritonShare
+from modcut.optim import Proximal
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # What every path of the kernels is for; (rows, columns), with how many kinds of path they make for 4-byte entries.
@@ -242,6 +245,79 @@ class TestContract:
             kernel.run([w], [torch.empty(4, 3).t()], torch.ones(4), torch.ones(3))
         with pytest.raises(TypeError, match=r"grads\[0\] must be torch.float32"):
             kernel.run([w], [torch.empty(3, 4).half()], torch.ones(4), torch.ones(3))
+
+
+class TestLoss:
+    """The whole loss on these kernels (MODCUT_KERNEL=triton) and on the plain operators."""
+
+    def twins(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, **kwargs: object) -> list[ModularityLoss]:
+        pair = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            model, x = hand_built.mlp((5, 36, 33, 40, 4))[0], torch.randn(32, 5)
+            crit = ModularityLoss(model, k=3, warmup=0, inputs=0.5, **kwargs)  # type: ignore[arg-type]
+            model.train()
+            model(x)
+            model.to(dtype)
+            crit.keep = model  # type: ignore[assignment]
+            pair.append(crit)
+        return pair
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_value_gradients_and_proximal_step(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        pair = self.twins(dtype, monkeypatch, lam=0.7)
+        tight = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-4}
+        values, grads, shrunk = [], [], []
+        for crit, kernel in zip(pair, ("triton", "torch"), strict=True):
+            monkeypatch.setenv("MODCUT_KERNEL", kernel)
+            mine = []
+            for dead in (False, True, False):  # rows that receive nothing any more, and again
+                crit.model.zero_grad()
+                with torch.no_grad():
+                    crit.model[2].weight[3:9] = 0.0 if dead else 0.3
+                (2 * crit()).backward()
+                mine += [crit.backward_(0.5), crit().item(), crit.add_gradient_(0.0)]
+                grads.append([p.grad.double() for p in crit.model.parameters() if p.grad is not None])
+            assert crit._choice == kernel
+            values.append(mine)
+            optimizer = Proximal(torch.optim.SGD(crit.model.parameters(), lr=0.3), crit)
+            crit.model.zero_grad(set_to_none=False)
+            for p in crit.model.parameters():
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+            shrunk.append([p.detach().double() for p in crit.model.parameters()])
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+        for a, b in zip(grads[:3], grads[3:], strict=True):
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(x, y, **tight)
+        for x, y in zip(*shrunk, strict=True):
+            torch.testing.assert_close(x, y, **tight)
+
+    def test_the_operators_under_autograd_and_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        p = Problem([weight(7, 5, torch.float32, False), weight(6, 5, torch.float32, True)])
+
+        def gradients(kernel: str, compiled: bool) -> list[Tensor]:
+            monkeypatch.setenv("MODCUT_KERNEL", kernel)
+            learn = [w.detach().clone().requires_grad_() for w in p.weights]
+
+            def f(w: list[Tensor]) -> Tensor:
+                return (share_rows(w, p.scales, p.row, p.col, p.k)[0] * p.row_weights).sum()
+
+            g = torch.compile(f, fullgraph=True, backend="aot_eager") if compiled else f
+            return [*torch.autograd.grad(g(learn), learn)]
+
+        want = gradients("reference", False)
+        for compiled in (False, True):
+            for x, y in zip(gradients("triton", compiled), want, strict=True):
+                torch.testing.assert_close(x, y)
+
+    def test_library_checks_pass_with_this_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODCUT_KERNEL", "triton")
+        p = Problem([weight(7, 5, torch.float32, False), weight(6, 5, torch.float32, True)])
+        learn = [w.detach().requires_grad_() for w in p.weights]
+        torch.library.opcheck(torch.ops.modcut.share_pass.default, (learn, p.scales, p.row, p.col, p.row_weights, p.k))
+        steps = p.row_weights.abs()
+        torch.library.opcheck(torch.ops.modcut.share_proximal_.default, (p.weights, p.scales, p.row, p.col, steps, p.k))
 
 
 class TestPlantedBugs:

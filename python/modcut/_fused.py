@@ -147,3 +147,21 @@ class FusedLeak(torch.autograd.Function):
         if float(grad) != 1.0:
             grads = [None if g is None else g.mul_(grad.to(g.dtype)) for g in grads]
         return None, None, *grads
+
+
+class DeviceLeak(torch.autograd.Function):
+    """As :class:`FusedLeak` on a device, without waiting for it: the gradient is written when its factor is known."""
+
+    @staticmethod
+    def forward(ctx, leak, factor, *weights):  # type: ignore[no-untyped-def]
+        value, ctx.row_weights = leak.device_value(factor)
+        ctx.leak = leak
+        ctx.save_for_backward(*weights)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        _ = ctx.saved_tensors
+        row_weights = ctx.row_weights * grad
+        return None, None, *ctx.leak.device_gradients(row_weights, ctx.needs_input_grad[2:])

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcut._fused import FusedLeak, FusedShare, fits
+from modcut._fused import DeviceLeak, FusedLeak, FusedShare
 from modcut._norms import InputNorms
 from modcut._terms import LiveWeight, Terms, terms_of
 from modcut.graph.balance import balanced_scale
 from modcut.graph.types import WeightGraph
-from modcut.ops import reference, share_rows, share_rows_grad, share_shrink_
+from modcut.ops import dispatch, reference, share_rows, share_rows_grad, share_shrink_
+from modcut.ops.triton_share import TritonShare
 
 
 class Leak(nn.Module):
@@ -59,9 +60,9 @@ class Leak(nn.Module):
         self._index: dict[str, Tensor] = {}
         self._balanced: dict[int, tuple[Tensor, Tensor]] = {}
         self._fallback: Tensor | None = None
-        self._kernel: FusedShare | None = None
+        self._kernel: FusedShare | TritonShare | None = None
         self._known: tuple[Any, ...] | None = None  # scales and row weights, and what they were made from
-        self._checked: tuple[list[int], bool, torch.dtype | None] = ([], False, None)
+        self._checked: tuple[list[int], str, tuple[Any, ...] | None] = ([], "torch", None)
         self._nonzero: Tensor | None = None  # rows that received anything at the last call
         self._ready = False  # nothing left to look up before a call: the call can be compiled as one graph
         self._age = 0  # training steps so far: how old a balanced scale may be
@@ -94,9 +95,12 @@ class Leak(nn.Module):
             raise RuntimeError("the leak needs a partition, there is none before the warm-up is over")
         weights = [w.get() for w in self._terms.weights]
         if not torch.compiler.is_compiling() and self._fusible(weights):
+            function = DeviceLeak if self._choice == "triton" else FusedLeak
             if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-                out: Tensor = FusedLeak.apply(self, float(factor), *weights)  # type: ignore[no-untyped-call]
+                out: Tensor = function.apply(self, float(factor), *weights)  # type: ignore[no-untyped-call]
                 return out
+            if function is DeviceLeak:
+                return self.device_value(float(factor))[0]
             return self.fused(float(factor), [False] * len(weights))[0]
         leak, strength = share_rows(weights, *self._arguments(weights), power=self._power)
         row_weight, dead = self._row_parts(strength)
@@ -187,13 +191,20 @@ class Leak(nn.Module):
     # -- compiled kernel -----------------------------------------------------------------------------------------------
 
     def _fusible(self, weights: list[Tensor]) -> bool:
-        if self._power != 1 or self.labels.device.type != "cpu":
-            return False
+        """Whether a one-pass kernel takes these weights; which, ``_choice`` says."""
         # What was readable stays so while it does not move: 16 small checks cost as much as 100,000 weights.
-        plain = all(type(w) in (Tensor, nn.Parameter) and w.device.type == "cpu" for w in weights)
-        key = [w.data_ptr() for w in weights] if plain else []
-        if not plain or key != self._checked[0] or weights[0].dtype != self._checked[2]:
-            self._checked = (key, fits(weights, self.k), weights[0].dtype)
+        plain = self._power == 1 and all(type(w) in (Tensor, nn.Parameter) for w in weights)
+        places = [w.data_ptr() for w in weights] if plain else []
+        now = (weights[0].dtype, self.labels.device, dispatch.forced())
+        if not plain or places != self._checked[0] or now != self._checked[2]:
+            choice = dispatch.choose(weights, self.k, self._power) if plain else "torch"
+            if choice != self._choice:
+                self._kernel = self._known = None
+            self._checked = (places, choice, now)
+        return self._choice in ("native", "triton")
+
+    @property
+    def _choice(self) -> str:
         return self._checked[1]
 
     def _tied(self) -> bool:
@@ -201,7 +212,7 @@ class Leak(nn.Module):
         first: dict[int, LiveWeight] = {}
         return any(first.setdefault(id(w.parameter()), w) is not w for w in self._terms.weights)
 
-    def _prepared(self, weights: list[Tensor]) -> tuple[FusedShare, Tensor, Tensor, Tensor]:
+    def _prepared(self, weights: list[Tensor]) -> tuple[Any, Tensor, Tensor, Tensor]:
         """The kernel, scales [C], row weights [R] and what dead modules count: kept while nothing moved."""
         norms = self.norms
         key = (norms.mean_square._version, norms.mass._version, weights[0].dtype)
@@ -210,9 +221,10 @@ class Leak(nn.Module):
         scales, row_label, col_label, k = self._arguments(weights)
         dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
         if self._kernel is None:
-            self._kernel = FusedShare(weights, row_label, col_label, k)
+            kind = TritonShare if self._choice == "triton" else FusedShare
+            self._kernel = kind([w.detach() for w in weights], row_label, col_label, k)
         if self._nonzero is None or self._nonzero.shape != row_label.shape:
-            self._nonzero = torch.ones(row_label.shape, dtype=torch.bool)
+            self._nonzero = torch.ones(row_label.shape, dtype=torch.bool, device=row_label.device)
         row_weights, dead = self._row_parts(self._nonzero.to(dtype))
         known = (key, scales.to(dtype).contiguous(), row_weights, dead)
         # Stand-ins for norms that were not measured, and gains, follow the weights: not kept.
@@ -224,6 +236,7 @@ class Leak(nn.Module):
     ) -> Tensor:
         """Run the kernel; return factor * leak. Rows that receive nothing any more, or again, show only afterwards."""
         kernel, scales, row_weights, dead = self._prepared(weights)
+        value: float
         value, _, strength = kernel.run(weights, grads, scales, row_weights * factor, accumulate=accumulate)
         nonzero = strength != 0
         nonzero |= kernel.row_labels == 255
@@ -236,6 +249,44 @@ class Leak(nn.Module):
             self._check_weights()
         return dead * factor + value
 
+    # On a device nothing here waits for it: which rows receive nothing is never brought to the host.
+
+    @torch.no_grad()
+    def device_value(self, factor: float) -> tuple[Tensor, Tensor]:
+        """Return factor * leak, and by how much each row's leak counts in it, [R]."""
+        weights = [w.get().detach() for w in self._terms.weights]
+        kernel, scales, row_weights, _ = self._prepared(weights)
+        leak: Tensor
+        _, leak, strength = kernel.run(weights, None, scales, row_weights)
+        row_weights, dead = self._row_parts(strength)
+        return ((leak * row_weights).sum() + dead) * factor, row_weights * factor
+
+    @torch.no_grad()
+    def device_gradients(self, row_weights: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
+        """Return the gradient of the sum of row_weights * leak for each of the weights that need one."""
+        weights = [w.get().detach() for w in self._terms.weights]
+        grads: list[Tensor | None] = [
+            torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device) if need else None
+            for w, need in zip(weights, needed, strict=True)
+        ]
+        kernel, scales, _, _ = self._prepared(weights)
+        kernel.run(weights, grads, scales, row_weights)
+        return grads
+
+    def _device_add(self, weights: list[Tensor], grads: list[Tensor | None] | None, scale: float) -> Tensor:
+        """Add scale times the gradient; return the leak."""
+        kernel, scales, row_weights, _ = self._prepared(weights)
+        _, leak, strength = kernel.run(weights, grads, scales, row_weights * scale, accumulate=True)
+        fresh, dead = self._row_parts(strength)
+        if grads is not None:
+            # Rows that receive nothing any more, or again, change what the others of their class count. Where none
+            # did, which is nearly always, the difference is 0 everywhere and no weight is read.
+            kernel.add_gradient_(weights, grads, scales, (fresh - row_weights) * scale)
+        if self._known is not None:
+            self._known = (*self._known[:2], fresh, dead)
+        total: Tensor = (leak * fresh).sum() + dead
+        return total
+
     @torch.no_grad()
     def fused(self, factor: float, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
         """Return factor * leak and its gradient for each of the weights that need one."""
@@ -247,8 +298,9 @@ class Leak(nn.Module):
         return self._run(weights, grads if any(needed) else None, factor), grads
 
     def _fused_add(self, weights: list[Tensor], scale: float) -> float:
+        device = self._choice == "triton"
         if not scale:
-            return float(self._run(weights, None, 1.0))
+            return float(self.device_value(1.0)[0] if device else self._run(weights, None, 1.0))
         grads: list[Tensor | None] = []
         for live in self._terms.weights:
             p = live.parameter()
@@ -261,14 +313,15 @@ class Leak(nn.Module):
             elif grad.stride() != p.stride():
                 grad = p.grad = torch.zeros_like(p).copy_(grad)
             grads.append(live.view(grad))
+        if device:
+            return float(self._device_add(weights, grads, scale))
         return float(self._run(weights, grads, scale, accumulate=True)) / scale
 
     def _fused_shrink(self, weights: list[Tensor], step: Mapping[int, float]) -> None:
         kernel, scales, row_weights, _ = self._prepared(weights)
         sizes = [step.get(id(p), 0.0) if p.requires_grad else 0.0 for p in (w.parameter() for w in self._terms.weights)]
-        heights = torch.tensor(self._terms.heights)
-        steps = torch.tensor(sizes, dtype=row_weights.dtype).repeat_interleave(heights)
-        kernel.shrink_(weights, scales, steps * self._dials().to(steps.dtype))
+        dials = torch.split(self._dials().to(row_weights.dtype), list(self._terms.heights))
+        kernel.shrink_(weights, scales, torch.cat([d * size for d, size in zip(dials, sizes, strict=True)]))
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -318,7 +371,7 @@ class Leak(nn.Module):
     def _forget(self) -> None:
         self._index, self._balanced, self._fallback, self._ready = {}, {}, None, False
         self._kernel = self._known = self._nonzero = None
-        self._checked = ([], False, None)
+        self._checked = ([], "torch", None)
 
     @torch.no_grad()
     def _scales(self, weights: list[Tensor]) -> Tensor:

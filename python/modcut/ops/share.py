@@ -27,6 +27,7 @@ from torch import Tensor
 
 from modcut.ops import dispatch, reference
 from modcut.ops.sums import check_weights, dtype_of, grads_of, sums_of, tiles
+from modcut.ops.triton_share import TritonShare
 
 torch.library.define(
     "modcut::share_rows",
@@ -169,6 +170,13 @@ def _tables(scales: Tensor, col_labels: Tensor, k: int, dtype: torch.dtype) -> T
     return torch.where(col_labels[:, None] == modules, scales.to(dtype)[:, None], 0.0)
 
 
+def _on_triton(weights: Sequence[Tensor], k: int, power: int) -> bool:
+    """On a GPU these operators run the kernels too; on the CPU they stay what the kernels are held to."""
+    if not weights[0].is_cuda and dispatch.forced() != "triton":
+        return False
+    return dispatch.choose(weights, k, power) == "triton"
+
+
 def _share_rows(
     weights: Sequence[Tensor], scales: Tensor, row_labels: Tensor, col_labels: Tensor, k: int, power: int
 ) -> tuple[Tensor, Tensor]:
@@ -176,6 +184,10 @@ def _share_rows(
     with torch.autocast(scales.device.type, enabled=False):
         if dispatch.forced() == "reference":
             return reference.share_rows([w.to(dtype) for w in weights], scales.to(dtype), row_labels, col_labels, power)
+        if _on_triton(weights, k, power):
+            kernel = TritonShare(weights, row_labels, col_labels, k)
+            none = torch.zeros(row_labels.shape, device=scales.device)
+            return kernel.run(weights, None, scales.to(dtype).contiguous(), none)[1:]
         sums = sums_of(weights, _tables(scales, col_labels, k, dtype), power)  # block sums of every row
         strength = sums.sum(1)
         inside = sums.gather(1, row_labels.clamp(min=0)[:, None])[:, 0]
@@ -198,6 +210,11 @@ def _share_rows_grad(
 ) -> list[Tensor]:
     dtype = leak.dtype
     with torch.autocast(scales.device.type, enabled=False):
+        if _on_triton(weights, k, power):
+            kernel = TritonShare(weights, row_labels, col_labels, k)
+            grads = [torch.empty_like(w) for w in weights]
+            kernel.run(weights, grads, scales.to(dtype).contiguous(), row_weights.to(dtype).contiguous())
+            return grads
         live = strength != 0
         per_row = torch.where(live, row_weights.to(dtype) / torch.where(live, strength, 1.0), 0.0)
         cross = row_labels[:, None] != torch.arange(k, device=row_labels.device)
