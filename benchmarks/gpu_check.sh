@@ -40,6 +40,7 @@ else
   failed+=("compute-sanitizer is missing")
 fi
 step "benchmark of the strengths" python3 benchmarks/bench_gpu_degree.py --out "$results/gpu_degree.json"
+step "benchmark of the loss" python3 benchmarks/bench_gpu_loss.py --out "$results/gpu_loss.json"
 
 if ((${#failed[@]})); then
   printf '::: failed: %s\n' "${failed[@]}"

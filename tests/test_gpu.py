@@ -73,3 +73,79 @@ def test_graph_and_loss_of_a_device_model_equal_those_on_the_host() -> None:
     assert float(loss) == pytest.approx(value, rel=1e-5)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_fused_loss_equals_the_reference(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    from modcut.ops import reference
+    from modcut.ops.triton_share import TritonShare
+
+    shapes = [(70, 64), (33, 1024), (9, 4096), (5, 8200), (17, 33), (4, 0), (0, 4)]
+    weights = [torch.randn(s, device="cuda").to(dtype) for s in shapes]
+    weights += [torch.randn(s, device="cuda").to(dtype).t() for s in ((300, 128), (31, 45))]
+    rows, cols = (sum(w.shape[i] for w in weights) for i in (0, 1))
+    row, col = torch.randint(-1, 3, (rows,), device="cuda"), torch.randint(-1, 3, (cols,), device="cuda")
+    scales, a = torch.rand(cols, device="cuda") + 0.1, torch.randn(rows, device="cuda")
+    kernel = TritonShare(weights, row, col, 3)
+    runs = []
+    for _ in range(2):
+        grads = [torch.full_like(w, float("nan")) for w in weights]
+        runs.append((*kernel.run(weights, grads, scales, a), *grads))
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True)), "the same bits every time"
+    shrunk = [w.clone() for w in weights]
+    kernel.shrink_(shrunk, scales, a.abs())
+    leak, i, j = runs[0][1], 0, 0
+    tight = 2e-5 if dtype == torch.float32 else 1e-2
+    for w, grad, small in zip(weights, runs[0][3:], shrunk, strict=True):
+        r, c = slice(i, i + w.shape[0]), slice(j, j + w.shape[1])
+        known = (w.double(), scales[c].double(), row[r], col[c])
+        torch.testing.assert_close(leak[r].double(), reference.leak_of(*known)[0], rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(grad.double(), reference.gradient_of(a[r].double(), *known), rtol=tight, atol=1e-6)
+        want = reference.shrunk(*known, a.abs()[r, None].double())
+        torch.testing.assert_close(small.double(), want, rtol=tight, atol=1e-6)
+        i, j = r.stop, c.stop
+
+
+def test_the_loss_and_its_proximal_step_do_not_wait_for_the_device() -> None:
+    pytest.importorskip("triton")
+    from modcut.optim import Proximal
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3)
+    ).cuda()
+    crit = modcut.ModularityLoss(model, k=4, partition=modcut.find_modules(model, k=4), inputs=1.0)
+    optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=0.1), crit)
+    x = torch.randn(32, 8, device="cuda")
+    for i in range(4):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        # The first rounds measure norms, compile the kernels and lay out tables.
+        torch.cuda.set_sync_debug_mode("error" if i == 3 else "default")
+        try:
+            crit().backward()
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert crit._choice == "triton"
+
+
+def test_the_kernels_can_be_captured_in_a_graph() -> None:
+    pytest.importorskip("triton")
+    from modcut.ops.triton_share import TritonShare
+
+    w = torch.randn(64, 128, device="cuda")
+    labels = torch.arange(64, device="cuda") % 2, torch.arange(128, device="cuda") % 2
+    kernel = TritonShare([w], *labels, 2)
+    scales, steps = torch.ones(128, device="cuda"), torch.full((64,), 0.5, device="cuda")
+    want = w.clone()
+    for _ in range(2):
+        kernel.shrink_([want], scales, steps)
+    kernel.shrink_([w], scales, torch.zeros_like(steps))  # compiles, and lays out the table
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernel.shrink_([w], scales, steps)
+    for _ in range(2):
+        graph.replay()
+    torch.testing.assert_close(w, want, rtol=0, atol=0)
