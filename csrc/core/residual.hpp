@@ -36,7 +36,7 @@ inline int64_t rounded(double w, const PowerOfTwo& s, double clip) { return int6
 inline int64_t rounded(float w, const PowerOfTwo& s, double clip) { return rounded(double(w), s, clip); }
 
 // value * 2^-exponent, rounded down.
-inline double to_float(int64_t value, int exponent) {
+MODCUT_FN inline double to_float(int64_t value, int exponent) {
     double x = double(value);
     if (x >= 0x1p63 || int64_t(x) > value) x = std::nextafter(x, 0.0);
     double y = PowerOfTwo(-exponent)(x);

@@ -5,20 +5,22 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/team.hpp"
+
 namespace modcut {
 
 struct Sum {
     double hi = 0, lo = 0;
-    void add(double x) {
+    MODCUT_FN void add(double x) {
         double t = hi + x, z = t - hi;
         lo += (hi - (t - z)) + (x - z);
         hi = t;
     }
-    void add(const Sum& o) {
+    MODCUT_FN void add(const Sum& o) {
         add(o.hi);
         lo += o.lo;
     }
-    double value() const { return hi + lo; }
+    MODCUT_FN double value() const { return hi + lo; }
 };
 
 // Sum of n non-negative entries; eight independent lanes so that the compiler can use vectors.
@@ -42,8 +44,8 @@ Sum row_sum(const T* p, int64_t n) {
 // 2^e without the underflow of a single factor: apply as x * lo * hi.
 struct PowerOfTwo {
     double a = 1, b = 1;
-    explicit PowerOfTwo(int e = 0) : a(std::ldexp(1.0, e / 2)), b(std::ldexp(1.0, e - e / 2)) {}
-    double operator()(double x) const { return x * a * b; }
+    MODCUT_FN explicit PowerOfTwo(int e = 0) : a(std::ldexp(1.0, e / 2)), b(std::ldexp(1.0, e - e / 2)) {}
+    MODCUT_FN double operator()(double x) const { return x * a * b; }
 };
 
 inline double below(double x) { return x > 0 ? std::nextafter(x, 0.0) : 0.0; }
