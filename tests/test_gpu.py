@@ -8,6 +8,7 @@ import torch
 import modcut
 from modcut import _native
 from modcut._arrays import capsule
+from modcut.cuts import gomory_hu_trees
 
 pytestmark = pytest.mark.gpu
 
@@ -149,3 +150,24 @@ def test_the_kernels_can_be_captured_in_a_graph() -> None:
     for _ in range(2):
         graph.replay()
     torch.testing.assert_close(w, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64])
+@pytest.mark.parametrize("n", [1, 2, 31, 33, 130, 256])
+def test_batched_trees_equal_the_hosts_bit_for_bit(n: int, dtype: torch.dtype) -> None:
+    w = torch.rand(5, n, n) if dtype.is_floating_point else torch.randint(0, 1000, (5, n, n))
+    w = (torch.triu(w) + torch.triu(w, 1).transpose(1, 2)).to(dtype)
+    host, device = gomory_hu_trees(w), gomory_hu_trees(w.cuda())
+    for a, b in zip((host.parent, host.weight, host.lower), (device.parent, device.weight, device.lower), strict=True):
+        assert torch.equal(a, b.cpu())
+
+
+def test_batched_trees_refuse_mixed_devices_and_a_short_workspace() -> None:
+    w = torch.ones(2, 600, 600, device="cuda")
+    parent = torch.zeros(2, 600, dtype=torch.int64, device="cuda")
+    weight, lower = torch.zeros(2, 2, 600, dtype=torch.float64, device="cuda")
+    status, room = torch.zeros(2, 4, dtype=torch.int64, device="cuda"), torch.zeros(8, dtype=torch.uint8, device="cuda")
+    with pytest.raises(ValueError, match="parent_out must be on a CUDA device"):
+        _native.gomory_hu_batch_cuda(*map(capsule, (w, parent.cpu(), weight, lower, status, room)), 0)
+    with pytest.raises(RuntimeError, match="needs a workspace of"):
+        _native.gomory_hu_batch_cuda(*map(capsule, (w, parent, weight, lower, status, room)), 0)

@@ -21,7 +21,7 @@ LAYERS = (
     ("tree",),
     ("_contract",),
     ("_engine",),
-    ("_isolate", "_recheck"),
+    ("_isolate", "_recheck", "_batch"),
     ("_recertify",),
     ("cuts",),
     ("graph",),

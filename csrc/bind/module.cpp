@@ -7,6 +7,8 @@
 #include <string>
 
 #include "bind/arrays.hpp"
+#include "bind/batch.hpp"
+#include "bind/poll.hpp"
 #include "bind/share.hpp"
 #include "cpu/cut.hpp"
 #include "cuda/device.hpp"
@@ -16,21 +18,6 @@ using namespace py::literals;
 
 namespace modcut::bind {
 namespace {
-
-// Lets Ctrl-C end a long call: every 50 ms the GIL is taken for a moment and Python's signal handlers run.
-class SignalPoll final : public Poll {
-public:
-    void check() override {
-        const auto now = std::chrono::steady_clock::now();
-        if (now - last_ < std::chrono::milliseconds(50)) return;
-        last_ = now;
-        py::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    }
-
-private:
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
 
 std::string text_of(const py::handle& value, const std::string& name) {
     Py_ssize_t size = 0;
@@ -306,6 +293,7 @@ PYBIND11_MODULE(_native, m) {
         }
     });
     b::register_share(m);
+    b::register_batch(m);
     m.def("info", &b::info);
     m.def("devices", &b::devices);
     m.def("max_flow", &b::max_flow, "n"_a, "blocks"_a, "csr"_a, "s"_a, "t"_a, "side_out"_a, "settings"_a);

@@ -107,7 +107,13 @@ template <class R, class Team>
 class Flows {
 public:
     MODCUT_FN Flows(Team& team, const Memory<R>& memory, int64_t n, int64_t stride)
-        : team_(team), m_(memory), n_(n), stride_(stride), own_(share(team, n, Team::kTile)) {}
+        : team_(team),
+          m_(memory),
+          n_(n),
+          stride_(stride),
+          own_(share(team, n, Team::kTile)),
+          height_(memory.height[0]),
+          spare_(memory.height[1]) {}
 
     // A maximum preflow from s to t. Afterwards in_side(x) tells a minimum cut's side of s.
     MODCUT_FN int64_t run(int64_t s, int64_t t) {
@@ -138,9 +144,7 @@ public:
         }
     }
 
-    MODCUT_FN bool in_side(int64_t x) const {
-        return alone_ == 1 ? x == s_ : alone_ == 2 ? x != t_ : m_.height[now_][x] >= n_;
-    }
+    MODCUT_FN bool in_side(int64_t x) const { return alone_ == 1 ? x == s_ : alone_ == 2 ? x != t_ : height_[x] >= n_; }
 
     int64_t pulses = 0;
     bool unfinished = false;
@@ -187,8 +191,8 @@ private:
 
     // Every rank reads the excess of its vertices and lifts those that have some but no arc down. Whether any may push.
     MODCUT_FN bool gather() {
-        const int32_t *old = m_.height[now_], far = int32_t(n_);
-        int32_t* made = m_.height[now_ ^ 1];
+        const int32_t *old = height_, far = int32_t(n_);
+        int32_t* made = spare_;
         bool active = false;
         tiles([&](int64_t x) {
             int64_t sum[T] = {};
@@ -218,12 +222,12 @@ private:
                 made[y] = h;
             }
         });
-        now_ ^= 1;
+        spare_ = height_, height_ = made;
         return team_.any(active);
     }
 
     MODCUT_FN void push() {
-        const int32_t* height = m_.height[now_];
+        const int32_t* height = height_;
         tiles([&](int64_t x) {
             int64_t left[T];
             int32_t below[T], live = 0;
@@ -255,7 +259,7 @@ private:
     // Heights become distances to t, by breadth-first search over bits of the residual arcs; n where t is out of reach.
     MODCUT_FN void relabel_all() {
         const int64_t words = Memory<R>::words(n_);
-        int32_t* height = m_.height[now_];
+        int32_t* height = height_;
         tiles([&](int64_t x) {
             for (int64_t word = 0; word < words; ++word) {
                 const int64_t end = n_ < 32 * word + 32 ? n_ : 32 * word + 32;
@@ -297,8 +301,9 @@ private:
     const Memory<R>& m_;
     const int64_t n_, stride_;
     const Range own_;
+    int32_t *height_, *spare_;  // where heights are, and where the next ones go
     int64_t s_ = 0, t_ = 0;
-    int now_ = 0, alone_ = 0;  // 1: s is alone on its side, 2: t is
+    int alone_ = 0;  // 1: s is alone on its side, 2: t is
 };
 
 }  // namespace detail

@@ -7,8 +7,14 @@ Devices devices() {
     return {"not_compiled", "this build of modcut has no CUDA part: build with nvcc on PATH (MODCUT_CUDA=ON)", {}};
 }
 
-void degree(const DegreeArgs&) {
-    throw Error("degree_cuda needs a build with CUDA: build modcut with nvcc on PATH (MODCUT_CUDA=ON)");
+namespace {
+[[noreturn]] void missing(const char* name) {
+    throw Error(std::string(name) + " needs a build with CUDA: build modcut with nvcc on PATH (MODCUT_CUDA=ON)");
 }
+}  // namespace
+
+void degree(const DegreeArgs&) { missing("degree_cuda"); }
+BatchPlan gomory_hu_batch_plan(BatchType, int64_t, int64_t, int) { missing("gomory_hu_batch_plan"); }
+void gomory_hu_batch(const BatchArgs&) { missing("gomory_hu_batch_cuda"); }
 
 }  // namespace modcut::cuda

@@ -35,7 +35,7 @@ def as_matrix(w: Any) -> Tensor | sp.csr_array:
     ):
         return host(from_numpy(_numpy(w)), "weights")
     if hasattr(w, "__dlpack__") and hasattr(w, "__dlpack_device__"):
-        return host(_from_dlpack(w), "weights")
+        return host(from_dlpack(w), "weights")
     raise TypeError(f"the graph must be {ACCEPTED}; got {type(w).__name__}")
 
 
@@ -138,7 +138,7 @@ def from_numpy(a: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(a)
 
 
-def _from_dlpack(w: Any) -> Tensor:
+def from_dlpack(w: Any) -> Tensor:
     """Take an array of any library that speaks DLPack, CuPy among them, without importing the library."""
     on_host = int(w.__dlpack_device__()[0]) == 1  # kDLCPU
     if not on_host and not torch.cuda.is_available() and hasattr(w, "get"):

@@ -171,6 +171,24 @@ def degree_cuda(
     col_out: Capsule,  # float64 [C] on the same device
     stream: int,
 ) -> None: ...
+def gomory_hu_batch_cpu(
+    weights: Capsule,  # [b, n, n] float32|float64|int32|int64, rows contiguous, symmetric; n <= 4096
+    parent_out: Capsule,  # int64 [b, n]; -1 at the root
+    weight_out: Capsule,  # float64 [b, n]; the induced cut of each edge, inf at the root
+    lower_out: Capsule,  # float64 [b, n]; the value of a feasible flow
+    status_out: Capsule,  # int64 [b, 4]: code (csrc/core/small_tree.hpp), row, column, pulses of all flows
+    threads: int,
+) -> None: ...
+def gomory_hu_batch_plan(weights: Capsule) -> dict[str, int | bool]: ...  # "workspace": bytes to lend
+def gomory_hu_batch_cuda(
+    weights: Capsule,  # as on the CPU, and all others on the same device
+    parent_out: Capsule,
+    weight_out: Capsule,
+    lower_out: Capsule,
+    status_out: Capsule,
+    workspace: Capsule,  # uint8, at least the plan's bytes
+    stream: int,
+) -> None: ...
 def share_pass(
     weights: list[Capsule],  # [R, C * taps] float32|float64|bfloat16, one dtype; rows or columns contiguous
     grads: list[Capsule | None],  # empty, or of the weights' shapes and strides; written (or added to)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modcut._arrays import as_labels, vertex
+from modcut._batch import CutTrees, gomory_hu_trees
 from modcut._engine import lightest, solve, threads_of, tree_of
 from modcut._isolate import isolate
 from modcut._problem import Problem, is_weight_graph, iter_blocks, merged, problem, unread
@@ -26,8 +27,10 @@ from modcut.tree import Cut, CutTree
 
 __all__ = [
     "Cut",
+    "CutTrees",
     "global_min_cut",
     "gomory_hu_tree",
+    "gomory_hu_trees",
     "isolating_cuts",
     "max_flow",
     "min_cut",
