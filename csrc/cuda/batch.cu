@@ -1,6 +1,6 @@
 // Cut trees of many small dense graphs: one block per graph, thousands of trees in one launch (core/small_tree.hpp).
 //
-// What the pulses stream lies in shared memory where it fits (n <= 232 in float32 and int32 on sm_90, 196 on sm_80),
+// What the pulses stream lies in shared memory where it fits (n <= 232 in float32 and int32 on sm_90, 195 on sm_80),
 // else in the caller's workspace, one piece per resident block, small enough to stay in the L2 cache at n = 256.
 #include "core/small_tree.hpp"
 #include "cuda/block_team.cuh"
