@@ -33,13 +33,14 @@ step "GPU tests" python3 -m pytest -q -p no:cacheprovider -m gpu --rootdir "$roo
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
     step "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      python3 -m pytest -q -p no:cacheprovider -m gpu -k "strengths or strided" --rootdir "$root" "$root/tests/test_gpu.py"
+      python3 -m pytest -q -p no:cacheprovider -m gpu -k "strengths or strided or (batched and 33)" --rootdir "$root" "$root/tests/test_gpu.py"
   done
 else
   echo "::: compute-sanitizer: not on the PATH"
   failed+=("compute-sanitizer is missing")
 fi
 step "benchmark of the strengths" python3 benchmarks/bench_gpu_degree.py --out "$results/gpu_degree.json"
+step "benchmark of the trees" python3 benchmarks/bench_gpu_cuts.py --out "$results/gpu_cuts.json"
 step "benchmark of the loss" python3 benchmarks/bench_gpu_loss.py --out "$results/gpu_loss.json"
 
 if ((${#failed[@]})); then
