@@ -3,8 +3,8 @@
     python benchmarks/bench_gpu_cuts.py [--out benchmarks/results/gpu_cuts.json]
 
 ``cpu2`` is the same source on two host threads, over the first graphs only and scaled up to the batch; ``engine`` is
-``gomory_hu_tree`` with its certificates, graph by graph, likewise. Copies of the weights in the same run tell what share
-of the device's bandwidth one reading would be; what pulses read lies in caches and is not counted.
+``gomory_hu_tree`` with its certificates, graph by graph, likewise: on dense graphs it runs no flow, and is the one to
+beat. A copy of the weights in the same run is the device's measure; what pulses read lies in caches.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ def gomory_hu_trees(batch: Any, *, threads: int = 1, check: bool = True) -> CutT
     """Return the exact Gomory-Hu trees of many small dense graphs, computed where the graphs lie.
 
     Meant for quotient graphs of modules (:func:`modcut.quotient_matrix`), thousands at a time. Every tree takes n - 1
-    flows (Gusfield, 1990) by push-relabel in synchronous pulses, without certificates: for one large graph
-    :func:`gomory_hu_tree` is faster. The same bits on every device and for every number of threads.
+    flows (Gusfield, 1990) by push-relabel in synchronous pulses, without certificates: on a CPU a loop over
+    :func:`gomory_hu_tree` is far faster where those reach, as on dense graphs (``docs/gpu.md``). The same bits on every
+    device and for every number of threads.
 
     Args:
         batch: [b, n, n], symmetric non-negative capacities, n <= 4096; the diagonal does not count. A torch tensor on
