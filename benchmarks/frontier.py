@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import baselines as b
+import frontier_graph
 import modcut
 from bench_common import cpu_model
 from frontier_arms import ARMS, Run, graph_of, index_pairs, weights_of
@@ -41,6 +42,7 @@ from modcut.modules import specialisation
 ROOT = Path(__file__).parents[1]
 CHOOSE, REPORT = (0, 1, 2), (3, 4, 5, 6, 7)
 DRAWS = 100
+WINDOWS = 1100  # training samples in which modules are looked for
 # Two-sided 95 % quantiles of Student's t, by the number of seeds.
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
@@ -72,8 +74,8 @@ def partition(task: Task, model: nn.Module, labels: Tensor | None, part: tuple[T
     """The arm's labels (else what find_modules finds in training data) on contribution edges over ``part``."""
     graph = graph_of(task, model)
     if labels is None:
-        data, loss_fn = [task.splits["train"]], task.loss
-        labels = modcut.find_modules(graph, task.k, seed=seed, statistics=collect(graph, model, data, loss_fn)).labels
+        data = [(x[:WINDOWS], y[:WINDOWS]) for x, y in (task.splits["train"],)]
+        labels = modcut.find_modules(graph, task.k, seed=seed, statistics=collect(graph, model, data, task.loss)).labels
     graph = with_edge(graph, "contribution", collect(graph, model, [part], task.loss))
     return modcut.Partition(labels, graph, task.k)
 
@@ -241,12 +243,21 @@ def stability(rows: list[dict[str, Any]]) -> float | None:
     return statistics.fmean(pairs) if pairs else None
 
 
+def right(rows: list[dict[str, Any]], truth: Tensor) -> str:
+    """Adjusted Rand index of the outputs' modules with the true ones."""
+    from modcut.partition import adjusted_rand
+
+    return interval([adjusted_rand(torch.tensor(r["outputs"]), truth) for r in rows], 2)
+
+
 def markdown(table: Table) -> list[str]:
+    truth = TASKS[table.task](0).truth
     head = [
         "method", "setting", "accuracy", "val. loss", "after the cut", "after the cut, means kept", "interface edges",
         "leak", "n-cut", "Q", "attack: leak", "attack: clusterability", "modules certified", "TV", "random TV",
         "p < .01",        "ARI of outputs", "training time / dense",
     ]  # fmt: skip
+    head += [] if truth is None else ["ARI with the truth"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     time_of = statistics.fmean(r["train_s"] for r in table.reported("dense")) if table.reported("dense") else None
     for arm in ARMS:
@@ -273,6 +284,7 @@ def markdown(table: Table) -> list[str]:
             "-" if ari is None else f"{ari:.2f}",
             "-" if time_of is None else f"{statistics.fmean(r['train_s'] for r in rows) / time_of:.1f}",
         ]  # fmt: skip
+        cells += [] if truth is None else [right(rows, truth)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -288,13 +300,26 @@ def into_page(task: str, lines: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(TASKS), default="digits")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these (dense is always run)")
+    parser.add_argument("--task", choices=[*TASKS, *frontier_graph.NETS], default="digits")
+    parser.add_argument("--arms", nargs="+", help="only these (dense is always run)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", action="store_true", help="run nothing; write what is there into docs/frontier.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table(args.task, args.out or ROOT / "benchmarks" / "results" / f"frontier_{args.task}.json")
+    out = args.out or ROOT / "benchmarks" / "results" / f"frontier_{args.task}.json"
+    known = ARMS if args.task in TASKS else frontier_graph.ARMS
+    if unknown := set(args.arms or []) - set(known):
+        parser.error(f"--arms must be among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if args.task in frontier_graph.NETS:
+        other = frontier_graph.Table(args.task, out)
+        if not args.table:
+            frontier_graph.run_all(other, ["dense", *(a for a in args.arms or known if a != "dense")])
+        lines = frontier_graph.markdown(other)
+        print("\n".join(lines))
+        if args.table:
+            into_page(args.task, lines)
+        return
+    table = Table(args.task, out)
     if not args.table:
         arms = ["dense", *(a for a in args.arms or ARMS if a != "dense")]
         for arm in arms:
