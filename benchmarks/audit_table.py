@@ -34,11 +34,11 @@ PLANTED_END = """\
 TWO_TASKS = """\
 ## T1: two tasks in one network
 
-`python benchmarks/audit_twotask.py --resume --out benchmarks/results/audit_twotask.json`: two pictures in, two labels out, one trunk, 32 nets a row; `mix` says how much of both pictures every input carries. Module i is what the loss of task i uses most. Gain: drop of the own task minus that of the other (Cohen's kappa), minus the same of 200 random modules. Removal: the own task below 10 % of its rate, the other down by less than .02. Both in the worst of zero, mean and resample ablation; targets .6 and .8.
+`python benchmarks/audit_twotask.py --resume --out benchmarks/results/audit_twotask.json`: two pictures in, two labels out, one trunk, 32 nets a row; `mix` says how much of both pictures every input carries. Module i is what the loss of task i uses most (labels of the tasks are given). Gain: drop of the own task minus that of the other (Cohen's kappa), minus the same of random modules (200; 50 in the two arms dealt at random). Removal: the own task below 10 % of its rate, the other down by less than .02. Both in the worst of zero, mean and resample ablation; targets .6 and .8.
 """
 
 TWO_TASKS_END = """\
-The targets are met, and the third control says by what: where every output stays with its task, units dealt at *random* become as good a module once the net is cut and healed. Healing makes the module; the partition of the hidden units adds nothing here. In the nets as they were, no module removes its task without the other.
+The targets are met, and the third control says by what: where every output stays with its task, units dealt at *random* become as good a module once the net is cut and healed. Healing makes the module; the partition of the hidden units adds nothing here: no weight is left between the modules, so removal is close to built in, and what is measured is that healing costs no accuracy. In the nets as they were, no module removes its task without the other.
 """
 
 BACKDOORS = """\

@@ -21,7 +21,17 @@ USED = re.compile(r"Used (\d+) registers")
 
 def kernels(source: Path, archs: list[int]) -> list[tuple[str, str, int, int, int]]:
     """(kernel, architecture, registers, stack bytes, spilled bytes) of every entry function of one file."""
-    command = ["nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-fmad=false", f"-I{CSRC}", "-Xptxas=-v", "-c", str(source)]
+    command = [
+        "nvcc",
+        "-std=c++20",
+        "-O3",
+        "--expt-relaxed-constexpr",
+        "-fmad=false",
+        f"-I{CSRC}",
+        "-Xptxas=-v",
+        "-c",
+        str(source),
+    ]
     for arch in archs:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     with tempfile.TemporaryDirectory() as folder:
